@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one exception tree. Every message says what is wrong and what to do about it.
+
+Foreign exceptions (gRPC, bcc, OSError, dynaconf) are mapped to these at the edge where they appear, with
+`raise ... from error`; no module lets them travel further.
+"""
+
+from __future__ import annotations
+
+
+class RoverError(Exception):
+    """Root of everything this project raises on purpose.
+
+    Args:
+        message: one line, for a person: what is wrong.
+        hint: what to do about it, or an empty string.
+        context: machine-readable facts (path, key, pid, errno…), also set as attributes of `context`.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "", **context: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.context = context
+
+    def __str__(self) -> str:
+        return f"{self.message}: {self.hint}" if self.hint else self.message
+
+
+class SettingsError(RoverError):
+    """A configuration key, value, file or variable is wrong. Exit code 2."""
+
+    exit_code = 2
+
+
+class NothingActiveError(SettingsError):
+    """No module named on the command line is active. Exit code 2."""
+
+
+class ModuleError(RoverError):
+    """A module is unknown, in a dependency cycle, or could not start or stop."""
+
+
+class CaptureError(RoverError):
+    """The kernel side cannot be built, loaded, attached or read."""
+
+
+class PrivilegeError(CaptureError):
+    """This process lacks a capability that BPF needs."""
+
+
+class BackendError(RoverError):
+    """The backend's address, credentials or certificates cannot be used."""
+
+
+class FeedError(RoverError):
+    """The process feed cannot be served or followed."""
+
+
+class RecordingError(RoverError):
+    """A recording file cannot be written or read."""

@@ -31,7 +31,10 @@ class ProcessKey:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One process of the feed. No entities means: known, not to be watched."""
+    """One process of the feed. No entities means: known, not to be watched.
+
+    `exited`: gone, but listed for a while longer so that what it left behind can still be named.
+    """
 
     key: ProcessKey
     exe: str = ""
@@ -40,3 +43,4 @@ class Process:
     cgroup_id: int = 0
     container_id: str = ""
     entities: tuple[Entity, ...] = field(default=())
+    exited: bool = False

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a protocol analyser is: bytes of one connection in, exchanges out, no clock, no socket, no logging.
+
+Every `Call` given to `receive` comes out exactly once, at the latest at `close`: in one `Exchange.calls`, in `loose`,
+or, where the connection changes its protocol, in `Handover.rest`. A call belongs to the exchange its first byte belongs
+to; a call that starts between two messages and begins a new one belongs to the new one.
+
+No bytes make an analyser raise: what cannot be understood is counted in `errors` and skipped to the next place where a
+message can be recognised.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rover_plugin.access_log.model import Call, Exchange, ProtocolName, Side
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes of one call that nobody has taken yet: the arguments of `Analyzer.receive`."""
+
+    side: Side
+    call: Call
+    data: bytes
+    unseen: int
+
+
+@dataclass(slots=True)
+class Handover:
+    """The connection speaks something else from here on (RFC 9110 §7.8, §9.3.6; RFC 7540 §3.2 for h2c).
+
+    Attributes:
+        protocol: HTTP2 after `101` for h2c or a preface, TCP for WebSocket and other upgrades and for CONNECT.
+        rest: bytes not consumed, to be given to the next analyser's `receive` in this order. Their calls have not come
+            out anywhere else. Empty for TCP: those calls are in `loose`.
+        upgraded: for h2c, the request that becomes stream 1 (RFC 7540 §3.2), with the calls so far; not in `exchanges`.
+    """
+
+    protocol: ProtocolName
+    rest: list[Piece] = field(default_factory=list)
+    upgraded: Exchange | None = None
+
+
+class Analyzer(Protocol):
+    """One connection's parser. Not thread-safe; the owner of the connection calls it.
+
+    The caller reads and clears `exchanges`, `loose` and `errors` whenever it likes, and looks at `handover` after each
+    `receive`; once that is set it closes this analyser and goes on with the next.
+
+    Attributes:
+        exchanges: finished exchanges, in the order they finished.
+        loose: calls that belong to no exchange: they become stand-alone kernel logs.
+        protocol: what this analyser speaks.
+        handover: set when the connection changes its protocol.
+        errors: how often something could not be parsed, by reason (names as in metrics).
+    """
+
+    exchanges: list[Exchange]
+    loose: list[Call]
+    protocol: ProtocolName
+    handover: Handover | None
+    errors: dict[str, int]
+
+    def receive(self, side: Side, call: Call, data: bytes, unseen: int) -> None:
+        """Takes one call's bytes: `data` was captured and is followed by `unseen` bytes that were not copied."""
+
+    def gap(self, side: Side, size: int) -> None:
+        """Bytes of this side moved with no record at all (lost records, sendfile); -1: nobody knows how many."""
+
+    def expire(self, before_ns: int) -> None:
+        """Emits as `NO_RESPONSE` the requests that nothing has answered and whose last byte is older than this."""
+
+    def close(self, now_ns: int) -> None:
+        """The connection ended, or the analyser is no longer wanted: everything open comes out."""
+
+    def unneeded(self, side: Side) -> int:
+        """Capture policy: how many of this side's next bytes need not be copied; 0 = all needed, -1 = none, ever."""

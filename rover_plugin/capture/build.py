@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The helper process that compiles and loads BPF with bcc, hands over the descriptors and exits.
+
+A process of its own because clang leaves 150 MB behind (measured), which no agent should carry for its life.
+Run as `python -m rover_plugin.capture.build`; the request comes as JSON on standard input, the answer goes as JSON
+with the descriptors attached (SCM_RIGHTS) over the socket whose number is the only argument.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib
+import json
+import os
+import resource
+import socket
+import sys
+from typing import Any
+
+from rover_plugin.capture.headers import kernel_tree
+from rover_plugin.errors import CaptureError, PrivilegeError
+
+# Where distributions put their bcc, for an interpreter that is not theirs. It is pure Python, any 3.x can import it.
+_DISTRIBUTION_PATHS = (
+    "/usr/lib/python3/dist-packages",
+    "/usr/lib/python3*/site-packages",
+    "/usr/lib64/python3*/site-packages",
+)
+_INSTALL = "install the distribution's package: apt install python3-bpfcc, or dnf install python3-bcc"
+# The kernel takes 253 descriptors in one message at most (SCM_MAX_FD).
+_DESCRIPTORS_PER_MESSAGE = 250
+
+
+def import_bcc() -> Any:
+    """Imports the BPF Compiler Collection's Python module, wherever the distribution keeps it.
+
+    Raises:
+        CaptureError: it is missing, or another project's `bcc` is in its place.
+    """
+    paths = [path for pattern in _DISTRIBUTION_PATHS for path in sorted(glob.glob(pattern))]  # noqa: PTH207 absolute globs
+    sys.path.extend(path for path in paths if path not in sys.path)
+    try:
+        module = importlib.import_module("bcc")
+    except (ImportError, OSError) as error:
+        raise CaptureError("the Python module bcc is not installed", hint=_INSTALL) from error
+    if not hasattr(module, "BPF"):
+        raise CaptureError(
+            f"{module.__file__} is not the BPF Compiler Collection but another project named bcc",
+            hint=f"pip uninstall bcc, then {_INSTALL}",
+        )
+    return module
+
+
+def _raise_memlock() -> None:
+    # Kernels before 5.11 charge BPF memory to this limit.
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    except (ValueError, OSError):
+        return  # said by `rover-host check`; on newer kernels it does not matter
+
+
+def compile_and_load(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+    """Compiles `request["source"]` and loads the `on_*` programs it lists.
+
+    Returns:
+        The answer (map and program names, in the order of the descriptors) and the descriptors.
+
+    Raises:
+        CaptureError: with the compiler's or verifier's words in `context["log"]`.
+    """
+    os.environ["BCC_KERNEL_SOURCE"] = str(kernel_tree())
+    bcc = import_bcc()
+    _raise_memlock()
+    flags = [f"-D{name}={value}" for name, value in request["defines"].items()]
+    flags += ["-Wno-macro-redefined", "-Wno-unused-function", "-Wno-address-of-packed-member", "-O2"]
+    try:
+        module = bcc.BPF(text=request["source"], cflags=flags)
+    except Exception as error:
+        raise CaptureError("the BPF source does not compile on this kernel", hint="report it with this log") from error
+    maps = {name: module[name].map_fd for name in request["maps"]}
+    programs = {}
+    for name in request["programs"]:
+        try:
+            programs[name] = module.load_func(name, bcc.BPF.RAW_TRACEPOINT).fd
+        except Exception as error:
+            if os.geteuid() != 0:
+                raise PrivilegeError("not allowed to load BPF", hint="run as root, or with CAP_BPF, CAP_PERFMON") from error
+            raise CaptureError(f"the kernel refuses the BPF program {name}", hint="report it with this log") from error
+    descriptors = [*maps.values(), *programs.values()]
+    # bcc closes its descriptors when the object goes; it must live until they are sent.
+    request["keep"] = module
+    return {"maps": list(maps), "programs": list(programs)}, descriptors
+
+
+def main() -> int:
+    """Serves one request; exit code 0 also when the answer is an error."""
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    request = json.load(sys.stdin)
+    descriptors: list[int] = []
+    try:
+        answer, descriptors = compile_and_load(request)
+    except CaptureError as error:
+        answer = {
+            "error": error.message,
+            "hint": error.hint,
+            "privilege": isinstance(error, PrivilegeError),
+            "cause": str(error.__cause__ or ""),
+        }
+    channel.sendall(json.dumps(answer).encode() + b"\n")
+    for start in range(0, len(descriptors), _DESCRIPTORS_PER_MESSAGE):
+        socket.send_fds(channel, [b"+"], descriptors[start : start + _DESCRIPTORS_PER_MESSAGE])
+    channel.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Headers for bcc without kernel headers: the running kernel's own BTF, printed as C (design §5).
+
+bcc compiles against a kernel source tree. We give it a small generated one in which `linux/kconfig.h`, the file bcc
+includes first, holds every kernel type as `bpftool` prints it from BTF, and all other headers are empty. Struct
+layouts are then exactly the running kernel's, on every distribution.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from rover_plugin.errors import CaptureError
+
+BTF_PATH = Path("/sys/kernel/btf/vmlinux")
+CACHE_ROOTS = (Path("/var/cache/rover"), Path(tempfile.gettempdir()) / f"rover-cache-{os.getuid()}")
+
+# bcc's helper header asks for these; everything in them is in the BTF dump or in KCONFIG below.
+_EMPTY_HEADERS = (
+    "linux/version.h",
+    "linux/log2.h",
+    "linux/types.h",
+    "linux/sched.h",
+    "linux/ptrace.h",
+    "asm/page.h",
+    "uapi/linux/bpf.h",
+    "uapi/linux/if_packet.h",
+    "uapi/linux/if_ether.h",
+    "uapi/linux/ptrace.h",
+)
+
+# BPF_NO_PRESERVE_ACCESS_INDEX: bcc 0.26 cannot apply CO-RE relocations, and does not need them here.
+# The UAPI guards: bcc embeds its own copy of bpf.h, whose enums would clash with the BTF dump's.
+_KCONFIG = """\
+#ifndef ROVER_KCONFIG_H
+#define ROVER_KCONFIG_H
+#define BPF_NO_PRESERVE_ACCESS_INDEX
+#define _UAPI__LINUX_BPF_H__
+#define _UAPI__LINUX_BPF_COMMON_H__
+#include "vmlinux.h"
+#define CONFIG_BPF_SYSCALL 1
+#define KERNEL_VERSION(a, b, c) (((a) << 16) + ((b) << 8) + ((c) > 255 ? 255 : (c)))
+#define LINUX_VERSION_CODE KERNEL_VERSION({version})
+#define PAGE_SIZE {page_size}
+#ifndef offsetof
+#define offsetof(type, member) __builtin_offsetof(type, member)
+#endif
+#ifndef NULL
+#define NULL ((void *)0)
+#endif
+#ifndef __always_inline
+#define __always_inline inline __attribute__((always_inline))
+#endif
+{missing_helpers}
+#endif
+"""
+
+# Helpers bcc 0.26 .. 0.35 mention in their own header that an older kernel's BTF does not name yet. The numbers are
+# the kernel's UAPI (include/uapi/linux/bpf.h) and never change; calling one that is missing fails at load time.
+_HELPER_IDS = {
+    "sock_from_file": 162,
+    "check_mtu": 163,
+    "for_each_map_elem": 164,
+    "snprintf": 165,
+    "sys_bpf": 166,
+    "btf_find_by_name_kind": 167,
+    "sys_close": 168,
+    "timer_init": 169,
+    "timer_set_callback": 170,
+    "timer_start": 171,
+    "timer_cancel": 172,
+    "get_func_ip": 173,
+    "get_attach_cookie": 174,
+    "task_pt_regs": 175,
+    "get_branch_snapshot": 176,
+    "trace_vprintk": 177,
+    "skc_to_unix_sock": 178,
+    "kallsyms_lookup_name": 179,
+    "find_vma": 180,
+    "loop": 181,
+    "strncmp": 182,
+    "get_func_arg": 183,
+    "get_func_ret": 184,
+    "get_func_arg_cnt": 185,
+    "get_retval": 186,
+    "set_retval": 187,
+    "xdp_get_buff_len": 188,
+    "xdp_load_bytes": 189,
+    "xdp_store_bytes": 190,
+    "copy_from_user_task": 191,
+    "skb_set_tstamp": 192,
+    "ima_file_hash": 193,
+    "kptr_xchg": 194,
+    "map_lookup_percpu_elem": 195,
+    "skc_to_mptcp_sock": 196,
+    "dynptr_from_mem": 197,
+    "ringbuf_reserve_dynptr": 198,
+    "ringbuf_submit_dynptr": 199,
+    "ringbuf_discard_dynptr": 200,
+    "dynptr_read": 201,
+    "dynptr_write": 202,
+    "dynptr_data": 203,
+    "tcp_raw_gen_syncookie_ipv4": 204,
+    "tcp_raw_gen_syncookie_ipv6": 205,
+    "tcp_raw_check_syncookie_ipv4": 206,
+    "tcp_raw_check_syncookie_ipv6": 207,
+    "ktime_get_tai_ns": 208,
+    "user_ringbuf_drain": 209,
+    "cgrp_storage_get": 210,
+    "cgrp_storage_delete": 211,
+}
+
+
+def kernel_tree() -> Path:
+    """Returns the path of a source tree for `BCC_KERNEL_SOURCE`, made from the running kernel's BTF and cached.
+
+    Raises:
+        CaptureError: no BTF, no bpftool, or nowhere to write.
+    """
+    if not BTF_PATH.exists():
+        raise CaptureError(
+            f"this kernel has no BTF ({BTF_PATH} is missing)",
+            hint="use a kernel built with CONFIG_DEBUG_INFO_BTF=y, or install its headers (linux-headers-$(uname -r))",
+            path=str(BTF_PATH),
+        )
+    release = platform.release()
+    identity = f"{release}-{platform.version()}-{BTF_PATH.stat().st_size}-{_KCONFIG}"
+    name = f"btf-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    for root in CACHE_ROOTS:
+        tree = root / name
+        if (tree / "complete").exists():
+            return tree
+        try:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Written aside and renamed: two agents starting at once must not see half a tree.
+            building = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=root))
+        except OSError:
+            continue
+        _write_tree(building, release)
+        try:
+            building.rename(tree)
+        except OSError:
+            shutil.rmtree(building, ignore_errors=True)
+        return tree
+    raise CaptureError(
+        "no directory to keep the generated kernel headers in",
+        hint=f"make one of {', '.join(map(str, CACHE_ROOTS))} writable",
+    )
+
+
+def _write_tree(tree: Path, release: str) -> None:
+    include = tree / "include"
+    (include / "linux").mkdir(parents=True)
+    for header in _EMPTY_HEADERS:
+        path = include / header
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    vmlinux = _dump_btf()
+    (include / "linux" / "vmlinux.h").write_text(vmlinux)
+    known = set(re.findall(r"\bBPF_FUNC_(\w+) =", vmlinux))
+    missing = "\n".join(f"#define BPF_FUNC_{name} {number}" for name, number in _HELPER_IDS.items() if name not in known)
+    numbers = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", release)
+    version = ", ".join(part or "0" for part in numbers.groups()) if numbers else "0, 0, 0"
+    kconfig = _KCONFIG.format(version=version, page_size=os.sysconf("SC_PAGESIZE"), missing_helpers=missing)
+    (include / "linux" / "kconfig.h").write_text(kconfig)
+    (tree / "complete").touch()
+
+
+def _dump_btf() -> str:
+    tool = shutil.which("bpftool", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/local/sbin")
+    if tool is None:
+        raise CaptureError("bpftool is not installed", hint="install the package bpftool (apt or dnf install bpftool)")
+    command = [tool, "btf", "dump", "file", str(BTF_PATH), "format", "c"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode != 0 or not done.stdout:
+        detail = done.stderr.decode(errors="replace").strip()
+        raise CaptureError(f"bpftool could not read {BTF_PATH} ({detail})", hint="run as root with bpftool 5.10 or newer")
+    return done.stdout.decode()

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads a BPF source and keeps what came of it: maps, programs and attachments, as file descriptors."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rover_plugin.capture.bpf import attach_raw_tracepoint
+from rover_plugin.capture.source import read_source
+from rover_plugin.data import data_path
+from rover_plugin.errors import CaptureError, PrivilegeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_MAP = re.compile(r"^BPF_(?:(?:PERCPU_|PROG_)?ARRAY|HASH|RINGBUF_OUTPUT)\((\w+),", re.MULTILINE)
+_TABLE = re.compile(r"^BPF_TABLE\([^;]*?,\s*(\w+),\s*\w+\);", re.MULTILINE)
+_PROGRAM = re.compile(r"^int ((?:on|tail)_\w+)\(", re.MULTILINE)
+_BUILD_TIMEOUT_S = 120.0
+
+
+@dataclass(slots=True)
+class LoadedProgram:
+    """A loaded BPF object. Attachments last until `close`, or until this process ends.
+
+    Attributes:
+        maps: descriptor of each map, by name.
+        programs: descriptor of each program, by function name (`on_<tracepoint>`, or `tail_<name>` for tail calls).
+        links: descriptor of each attachment, by tracepoint.
+    """
+
+    maps: dict[str, int]
+    programs: dict[str, int]
+    links: dict[str, int] = field(default_factory=dict)
+
+    def attach(self, tracepoints: Iterable[str]) -> None:
+        """Attaches the program `on_<name>` to each raw tracepoint `name`, in order.
+
+        Raises:
+            CaptureError: the kernel has no such tracepoint, or refuses.
+        """
+        for name in tracepoints:
+            self.links[name] = attach_raw_tracepoint(self.programs[f"on_{name}"], name)
+
+    def detach(self) -> None:
+        """Detaches everything; maps and what is in them stay."""
+        while self.links:
+            os.close(self.links.popitem()[1])
+
+    def close(self) -> None:
+        """Detaches and frees everything."""
+        self.detach()
+        for descriptor in [*self.maps.values(), *self.programs.values()]:
+            os.close(descriptor)
+        self.maps.clear()
+        self.programs.clear()
+
+
+def load(source_name: str, defines: Mapping[str, str | int], *, attach: bool = True) -> LoadedProgram:
+    """Compiles `bpf/<source_name>`, loads every function `on_<tracepoint>` of it and attaches them.
+
+    Args:
+        source_name: file below bpf/, with its local headers.
+        defines: preprocessor constants the source asks for.
+        attach: False leaves attaching to the caller, who may want to fill maps first.
+
+    Raises:
+        PrivilegeError: this process may not use BPF.
+        CaptureError: bcc, BTF or bpftool is missing, or compiler, verifier or kernel refuse.
+    """
+    source = read_source(data_path("bpf"), source_name)
+    shards = int(defines.get("SHARDS", 8))
+    maps = [name for name in _MAP.findall(source) + _TABLE.findall(source) if not _beyond(name, shards)]
+    request = {"source": source, "defines": dict(defines), "maps": maps, "programs": _PROGRAM.findall(source)}
+    loaded = _build(request)
+    if attach:
+        try:
+            loaded.attach(name[3:] for name in loaded.programs if name.startswith("on_"))
+        except CaptureError:
+            loaded.close()
+            raise
+    return loaded
+
+
+def _beyond(name: str, shards: int) -> bool:
+    # Rings of shards that are not configured are not compiled.
+    return name.startswith("ring_") and name[5:].isdigit() and int(name[5:]) >= shards
+
+
+def _build(request: dict[str, object]) -> LoadedProgram:
+    ours, theirs = socket.socketpair()
+    # A file and not a pipe: nobody reads the compiler's words while it speaks.
+    with ours, theirs, tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rover_plugin.capture.build", str(theirs.fileno())],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            pass_fds=(theirs.fileno(),),
+        )
+        theirs.close()
+        ours.settimeout(_BUILD_TIMEOUT_S)
+        with process:
+            if process.stdin is not None:
+                process.stdin.write(json.dumps(request).encode())
+                process.stdin.close()
+            received, descriptors = _receive(ours, process)
+        log.seek(0)
+        words = log.read().decode(errors="replace")
+    if not received:
+        raise CaptureError("the BPF build process ended without an answer", hint="report it with this log", log=words)
+    answer = json.loads(received)
+    if "error" in answer:
+        kind = PrivilegeError if answer["privilege"] else CaptureError
+        raise kind(answer["error"], hint=answer["hint"], cause=answer["cause"], log=words)
+    maps = dict(zip(answer["maps"], descriptors, strict=False))
+    programs = dict(zip(answer["programs"], descriptors[len(maps) :], strict=True))
+    return LoadedProgram(maps, programs)
+
+
+def _receive(channel: socket.socket, process: subprocess.Popen[bytes]) -> tuple[bytes, list[int]]:
+    received, descriptors = b"", list[int]()
+    try:
+        while True:
+            data, more, _, _ = socket.recv_fds(channel, 65536, 250)
+            descriptors += more
+            received += data
+            if not data:
+                break
+    except TimeoutError:
+        process.kill()
+    return received.partition(b"\n")[0], descriptors

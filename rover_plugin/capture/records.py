@@ -56,19 +56,14 @@ CALL_NAMES = tuple(item.name.lower() for item in CallClass)
 OPEN_FAILED = 1  # flags of an open record
 CLOSE_BY_PEER = 1  # flags of a close record
 
-# struct record_header: kind, call, direction, flags, lane, reserved, sequence, tgid, [4 bytes of padding], connection,
-# enter_ns, exit_ns
-_HEADER_FORMAT = "<BBBBHHII4xQQQ"
+# struct record_header: kind, call, direction, flags, lane, sequence, tgid, connection, enter_ns, exit_ns
+_HEADER_FORMAT = "<BBBBHxxIIQQQ"
 HEADER = Struct(_HEADER_FORMAT)
 # struct call_record: header, then size, offset, captured, position, opposite, tid
 CALL = Struct(_HEADER_FORMAT + "IIIIII")
 # struct open_record: header, then local[16], remote[16], local_port, remote_port, family, cause, state, netns, error,
 # written, read, cookie
-OPEN = Struct(_HEADER_FORMAT + "16s16sHHHBBIiIIxxxxQ")
+OPEN = Struct(_HEADER_FORMAT + "16s16sHHHBBIiIIQ")
 # struct close_record: header, then written, read, retransmitted, smoothed_rtt_us, bytes_received, bytes_acked
 CLOSE = Struct(_HEADER_FORMAT + "IIIIQQ")
 
-# The part of every record that says whose it is, for a reader that only routes and counts.
-LANE_SEQUENCE = Struct("<HxxI")  # at offset 4
-
-CALL_SIZE = CALL.size

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The probes, decided before anything is loaded: which this kernel has, and what is lost without each (design §5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from rover_plugin.errors import CaptureError
+
+KALLSYMS = Path("/proc/kallsyms")
+TRACEFS = Path("/sys/kernel/tracing/events")
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One hook.
+
+    Attributes:
+        name: raw tracepoint; its program is `on_<name>`.
+        required: without it the agent cannot work at all.
+        lost: what cannot be seen without it.
+    """
+
+    name: str
+    required: bool
+    lost: str
+
+
+ACCESS_LOG_PROBES = (
+    # Processes come before calls, so that nobody's first call is missed between two attachments.
+    Probe("sched_process_exit", False, "state of ended threads lingers until its table is full"),
+    Probe("sched_process_fork", False, "children are seen only when the process feed names them"),
+    Probe("sched_process_exec", False, "new processes are seen only when the process feed names them"),
+    Probe("tcp_destroy_sock", True, "ended connections could be mistaken for new ones"),
+    Probe("inet_sock_set_state", True, "connects and closes"),
+    Probe("sys_enter", True, "all traffic"),
+    Probe("sys_exit", True, "all traffic"),
+)
+
+
+@cache
+def available_tracepoints() -> frozenset[str]:
+    """Names of the kernel's tracepoints: from kallsyms, else from tracefs; empty where neither can be read."""
+    try:
+        with KALLSYMS.open() as symbols:
+            marked = (line.split()[2] for line in symbols if " __tracepoint_" in line)
+            names = frozenset(name.removeprefix("__tracepoint_") for name in marked)
+    except (OSError, IndexError):
+        names = frozenset()
+    if names:
+        return names
+    return frozenset(path.name for path in TRACEFS.glob("*/*"))
+
+
+def decide(probes: tuple[Probe, ...] = ACCESS_LOG_PROBES) -> tuple[list[Probe], list[Probe]]:
+    """Splits probes into those that will attach and those the kernel does not have.
+
+    Raises:
+        CaptureError: a required one is missing.
+    """
+    known = available_tracepoints()
+    present = [probe for probe in probes if not known or probe.name in known]
+    missing = [probe for probe in probes if probe not in present]
+    for probe in missing:
+        if probe.required:
+            raise CaptureError(
+                f"this kernel has no tracepoint {probe.name}, without which is lost: {probe.lost}",
+                hint="use a kernel of 4.17 or newer with CONFIG_TRACEPOINTS",
+                probe=probe.name,
+            )
+    return present, missing
+
+
+def describe() -> list[tuple[str, bool, str]]:
+    """(probe, whether this kernel has it, what is lost without it), for `rover-host check` and the docs."""
+    known = available_tracepoints()
+    return [(probe.name, not known or probe.name in known, probe.lost) for probe in ACCESS_LOG_PROBES]

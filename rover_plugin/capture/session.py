@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One running capture: the loaded object, its tables filled, its probes attached, its numbers readable."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+import structlog
+
+from rover_plugin.capture.bpf import Map, possible_cpus
+from rover_plugin.capture.loader import load
+from rover_plugin.capture.plan import decide
+from rover_plugin.capture.syscalls import call_classes
+from rover_plugin.errors import CaptureError
+
+if TYPE_CHECKING:
+    from rover_plugin.capture.loader import LoadedProgram
+
+log = structlog.get_logger(__name__)
+
+_U32 = struct.Struct("=I")
+_SYSCALLS = 512
+MAX_SHARDS = 8
+MAX_PROCESSES = 16384
+MAX_THREADS = 65536
+# Calls up to this size are copied without asking for the connection's policy, which costs a look-up.
+_ALWAYS_COPY = 1024
+
+
+class Statistic(IntEnum):
+    """`enum statistic` of bpf/maps.h."""
+
+    RECORDS = 0
+    RING_FULL = 1
+    CONNECTIONS_FULL = 2
+    THREADS_FULL = 3
+    PROCESSES_FULL = 4
+    NOT_TCP = 5
+    COMPAT = 6
+    FAULT = 7
+
+
+_WATCH_DECIDED = _U32.pack(1)
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureOptions:
+    """Sizes of a capture.
+
+    Attributes:
+        shards: ring buffers, one per worker process.
+        ring_bytes: of all rings together; each gets its part, rounded up to a power of two pages.
+        capture_limit: bytes of one call that are copied at most.
+        max_connections: connections held at a time.
+    """
+
+    shards: int = 2
+    ring_bytes: int = 1 << 20
+    capture_limit: int = 16384
+    max_connections: int = 65536
+
+    def ring_pages(self) -> int:
+        """Pages of one ring: a power of two."""
+        page = os.sysconf("SC_PAGESIZE")
+        pages = -(-self.ring_bytes // (self.shards * page))
+        return 1 << max(pages - 1, 0).bit_length()
+
+
+class Capture:
+    """The kernel side while it runs. `start` attaches; until then nothing is seen."""
+
+    def __init__(self, options: CaptureOptions) -> None:
+        if not 1 <= options.shards <= MAX_SHARDS:
+            raise CaptureError(
+                f"{options.shards} shards are not possible",
+                hint=f"set access_log.protocol_analyze.parallels to 1..{MAX_SHARDS}",
+            )
+        self.options = options
+        pages = options.ring_pages()
+        # A power of two, for the verifier's sake, and not more than a ring can ever take in one record.
+        limit = 1 << (min(options.capture_limit, pages * os.sysconf("SC_PAGESIZE") // 4) - 1).bit_length()
+        self._loaded: LoadedProgram = load(
+            "access_log.c",
+            {
+                "SHARDS": options.shards,
+                "RING_PAGES": pages,
+                "WAKEUP_BYTES": pages * os.sysconf("SC_PAGESIZE") // 8,
+                "CPUS": possible_cpus(),
+                "SYSCALLS": _SYSCALLS,
+                "MAX_PROCESSES": MAX_PROCESSES,
+                "MAX_THREADS": MAX_THREADS,
+                "MAX_CONNECTIONS": options.max_connections,
+                "CAPTURE_LIMIT": limit,
+                "ALWAYS_COPY": min(_ALWAYS_COPY, limit),
+                "AGENT_TGID": os.getpid(),
+            },
+            attach=False,
+        )
+        maps = self._loaded.maps
+        self._processes = Map(maps["processes"])
+        self._connections = Map(maps["connections"])
+        self._statistics = Map(maps["statistics"])
+        classes = Map(maps["call_classes"])
+        for number, kind in call_classes().items():
+            classes.set(_U32.pack(number), bytes([kind]))
+        Map(maps["tail_programs"]).set(_U32.pack(0), _U32.pack(self._loaded.programs["tail_messages"]))
+
+    def start(self) -> None:
+        """Attaches every probe this kernel has; says once which are missing and what that costs."""
+        present, missing = decide()
+        for probe in missing:
+            log.warning("probe_missing", probe=probe.name, lost=probe.lost)
+        self._loaded.attach(probe.name for probe in present)
+
+    def ring_descriptors(self) -> list[int]:
+        """Map descriptor of each shard's ring."""
+        return [self._loaded.maps[f"ring_{shard}"] for shard in range(self.options.shards)]
+
+    @property
+    def policies_descriptor(self) -> int:
+        """Map descriptor of the capture policies, which workers write."""
+        return self._loaded.maps["policies"]
+
+    @property
+    def program_descriptors(self) -> dict[str, int]:
+        """Descriptor of each program, by name."""
+        return dict(self._loaded.programs)
+
+    def watch(self, tgid: int) -> bool:
+        """Watches a process from its next call on; False if the table is full."""
+        try:
+            self._processes.set(_U32.pack(tgid), _WATCH_DECIDED)
+        except OSError as error:
+            if error.errno == errno.E2BIG:
+                return False
+            raise
+        return True
+
+    def unwatch(self, tgid: int) -> None:
+        """Stops watching a process; harmless for one that was not watched."""
+        self._processes.delete(_U32.pack(tgid))
+
+    def watched(self) -> set[int]:
+        """Process ids watched now, provisionally or by decision."""
+        return {_U32.unpack(key)[0] for key in self._processes.keys()}  # noqa: SIM118 a Map is no dict
+
+    def connection_count(self) -> int:
+        """Connections the kernel side holds now; walks the table."""
+        return sum(1 for _ in self._connections.keys())  # noqa: SIM118 a Map is no dict
+
+    def statistics(self) -> dict[Statistic, int]:
+        """Counts of the kernel side since it was loaded, summed over the CPUs."""
+        sums = {}
+        for statistic in Statistic:
+            slots = self._statistics.get(_U32.pack(statistic)) or b""
+            sums[statistic] = sum(struct.unpack(f"={len(slots) // 8}Q", slots))
+        return sums
+
+    def stop(self) -> None:
+        """Detaches the probes; what is in the rings can still be read."""
+        self._loaded.detach()
+
+    def close(self) -> None:
+        """Frees everything."""
+        self._loaded.close()

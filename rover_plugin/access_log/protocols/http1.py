@@ -1,0 +1,677 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP/1.0 and HTTP/1.1 message framing (RFC 9112), with the request a response answers as its context.
+
+Theory of operation. Each side is a `_Half`: a state, the exchange it is filling, and how many bytes of the present part
+are still to come. `receive` walks a call's bytes from state to state. Only a header section, a chunk-size line or a
+trailer line that is cut by the end of a call is ever kept, and the search for its end goes on where it stopped. Content
+is counted, never looked at, so bytes that were not copied (`unseen`) or not even recorded (`gap`) cost nothing there.
+Where they hit framing, the side is *lost*: it picks up the thread at the next call that begins with a start line. Which
+response belongs to which request, then and always, is `http1_pairing`'s business.
+
+What is in an exchange:
+
+- header bytes: the final response's header section. Interim (1xx) responses and trailers are in no size, but the calls
+  that carried them are in the exchange;
+- a header section that was cut still yields the fields seen, labelled; a framing that cannot be trusted (conflicting
+  Content-Length, bad chunk size; RFC 9112 §6.3) is counted and labelled `truncated`;
+- at most `MAX_CALLS` calls: the further calls of a very long message are `loose`, the times and sizes go on.
+
+Tolerated as most servers do: bare LF, empty lines before a request, obs-fold, any token as method.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from rover_plugin.access_log.model import Call, Completeness, Exchange, Operation, ProtocolName, Side
+from rover_plugin.access_log.protocols.analyzer import Handover, Piece
+from rover_plugin.access_log.protocols.http1_head import (
+    CHUNKED,
+    PREFACE_LINE,
+    UNTIL_CLOSE,
+    begins_message,
+    head_end,
+    header,
+    may_begin_message,
+    parse_request,
+    parse_response,
+)
+from rover_plugin.access_log.protocols.http1_pairing import Pairing
+
+if TYPE_CHECKING:
+    from rover_plugin.access_log.model import TraceContext
+
+MAX_HEAD = 65_536
+"""Bytes of a header section; a longer one is counted and its message labelled `truncated`."""
+
+MAX_CALLS = 512
+"""Calls kept in one exchange."""
+
+_MAX_CHUNK_LINE = 16_384
+_MAX_PARKED = 65_536
+_MAX_PARKED_CALLS = 256
+_MAX_CHUNK_DIGITS = 15
+_HEX = b"0123456789abcdefABCDEF"
+_LONGEST_TOKEN = 80
+_CR = 13
+_LF = 10
+
+_READ = Operation.READ
+_TRUNCATED = Completeness.TRUNCATED
+_GAP = Completeness.GAP
+_COMPLETE = Completeness.COMPLETE
+
+
+class _State(IntEnum):
+    """What a side's next byte is."""
+
+    START = 0  # of a message, or of an empty line before it
+    HEAD = 1  # inside a header section that began in an earlier call
+    LENGTH = 2  # content, `remaining` bytes of it
+    CHUNK_DATA = 3  # content of a chunk, `remaining` bytes of it
+    CHUNK_END = 4  # the CRLF after it, `remaining` bytes of it
+    CHUNK_SIZE = 5  # inside a chunk-size line
+    TRAILER = 6  # inside the trailer section; `remaining` bytes of it may still come
+    UNTIL_CLOSE = 7  # content until the connection closes
+    LOST = 8  # unknown
+    PARKED = 9  # of a request, or of a tunnel: the answer to the last request will tell
+    DONE = 10  # not HTTP/1's any more
+
+
+_START, _HEAD, _LENGTH, _CHUNK_DATA, _CHUNK_END, _CHUNK_SIZE, _TRAILER, _UNTIL_CLOSE, _LOST, _PARKED, _DONE = _State
+_COUNTED = frozenset((_LENGTH, _CHUNK_DATA, _CHUNK_END))
+
+
+class _Half:
+    """One side of the connection."""
+
+    __slots__ = ("buffer", "calls", "exchange", "first", "remaining", "side", "state")
+
+    def __init__(self, side: Side, state: _State) -> None:
+        self.side = side
+        self.state = state
+        self.exchange: Exchange | None = None
+        self.remaining = 0
+        self.buffer = bytearray()  # a cut header section or line
+        self.first: Call | None = None  # the call in which a cut header section begins
+        self.calls: list[Call] = []  # of a header section, or of interim responses, before there is an exchange
+
+
+class Http1Analyzer:
+    """An `Analyzer` for one HTTP/1 connection.
+
+    Args:
+        late_join: the first bytes it is given may not be the connection's first (they may be in the middle of a
+            message, or answer a request never seen).
+    """
+
+    protocol = ProtocolName.HTTP1
+
+    def __init__(self, *, late_join: bool = False) -> None:
+        self.exchanges: list[Exchange] = []
+        self.loose: list[Call] = []
+        self.errors: dict[str, int] = defaultdict(int)
+        self.handover: Handover | None = None
+        state = _LOST if late_join else _START
+        self._request = _Half(Side.REQUEST, state)
+        self._response = _Half(Side.RESPONSE, state)
+        doubt = Completeness.LATE_JOIN if late_join else None
+        self._pairing = Pairing(self.exchanges, self.loose, self.errors, doubt)
+        self._parked: list[Piece] = []
+        self._parked_lost = False
+        self._fresh = False  # the present call is in nobody's list yet
+
+    def receive(self, side: Side, call: Call, data: bytes, unseen: int) -> None:
+        """See `Analyzer.receive`."""
+        half = self._response if side else self._request
+        self._fresh = True
+        if half.state >= _LENGTH:
+            self._own_continued(half, call, data)
+        elif half.state == _HEAD:
+            half.calls.append(call)
+            self._fresh = False
+        size = len(data)
+        position = 0
+        while position < size:
+            state = half.state
+            if state <= _HEAD:
+                position = self._head(half, call, data, position)
+            elif state <= _CHUNK_DATA:
+                position = self._content(half, size, position)
+            elif state == _CHUNK_SIZE:
+                position = self._chunk_size(half, data, position)
+            elif state == _CHUNK_END:
+                position = self._chunk_end(half, data, position)
+            elif state == _TRAILER:
+                position = self._trailer(half, data, position)
+            elif state == _UNTIL_CLOSE:
+                _add_content(half, size - position)
+                position = size
+            else:
+                break
+        if half.state >= _PARKED:
+            self._set_aside(half, call, data[position:], unseen)
+        elif unseen:
+            self._skip(half, unseen, _TRUNCATED)
+        if self._fresh:
+            self._fresh = False
+            self.loose.append(call)
+
+    def gap(self, side: Side, size: int) -> None:
+        """See `Analyzer.gap`."""
+        if size:
+            self._skip(self._response if side else self._request, size, _GAP)
+
+    def expire(self, before_ns: int) -> None:
+        """See `Analyzer.expire`."""
+        for half in (self._response, self._request):
+            exchange = half.exchange
+            if half.state == _LOST and exchange is not None and exchange.end_ns < before_ns:
+                self._end(half)
+        self._pairing.expire(before_ns)
+
+    def close(self, now_ns: int) -> None:  # noqa: ARG002 - the seam has it; here the last byte's time is what counts
+        """See `Analyzer.close`."""
+        for half in (self._response, self._request):
+            if half.state == _HEAD:
+                self._cut_head(half, _TRUNCATED)
+            if half.exchange is not None:
+                self._end(half)
+            self.loose += half.calls
+            half.calls = []
+            half.buffer.clear()
+            half.state = _DONE
+        self.loose += [piece.call for piece in self._parked]
+        self._parked = []
+        self._pairing.close()
+
+    def unneeded(self, side: Side) -> int:
+        """See `Analyzer.unneeded`."""
+        half = self._response if side else self._request
+        if half.state in (_LENGTH, _CHUNK_DATA):
+            # Without the request, a Content-Length may be that of a HEAD response: the next bytes must be looked at.
+            return half.remaining if half.exchange is None or half.exchange.method is not None else 0
+        if half.state == _DONE or (half.state == _UNTIL_CLOSE and half.exchange and half.exchange.method is not None):
+            return -1
+        return 0
+
+    # Calls
+
+    def _own_continued(self, half: _Half, call: Call, data: bytes) -> None:
+        """Gives a call to the message that it goes on with; a lost side may find its thread again here."""
+        exchange = half.exchange
+        if half.state == _LOST:
+            if begins_message(data, response=half.side is Side.RESPONSE):
+                if exchange is not None:
+                    self._end(half)
+                half.state = _START
+                return
+            if half.side is Side.RESPONSE:
+                self._pairing.lose_responses(_TRUNCATED, exchange)
+        elif exchange is not None and exchange.method is None and self._begins_response(half, data, 0):
+            self._end(half)
+            half.state = _START
+            return
+        if exchange is not None:
+            self._own(exchange, call)
+
+    def _own(self, exchange: Exchange, call: Call) -> None:
+        self._fresh = False
+        if len(exchange.calls) < MAX_CALLS:
+            exchange.calls.append(call)
+        else:
+            self.loose.append(call)
+        exchange.end_ns = max(exchange.end_ns, call.exit_ns)
+
+    def _begins_response(self, half: _Half, data: bytes, position: int) -> bool:
+        """Whether another response is where the content of one whose request is unknown should be (HEAD has none)."""
+        return (
+            half.side is Side.RESPONSE
+            and data.startswith(b"HTTP/1.", position)
+            and begins_message(data[position:], response=True)
+        )
+
+    def _take_calls(self, half: _Half, call: Call) -> list[Call]:
+        """The calls of a message whose header section ends in this one."""
+        calls = half.calls
+        half.calls = []
+        if self._fresh:
+            self._fresh = False
+            calls.append(call)
+        return calls
+
+    # Header sections
+
+    def _head(self, half: _Half, call: Call, data: bytes, position: int) -> int:
+        """Takes bytes of a header section; returns the position after them."""
+        buffer = half.buffer
+        if half.state == _START:
+            while data[position] == _CR or data[position] == _LF:  # RFC 9112 §2.2
+                position += 1
+                if position == len(data):
+                    return position
+            end = head_end(data, position)
+            if end < 0 or end - position > MAX_HEAD:
+                half.state = _HEAD
+                half.remaining = 0
+                half.first = call
+                if self._fresh:
+                    self._fresh = False
+                    half.calls.append(call)
+                buffer += memoryview(data)[position : position + MAX_HEAD + 1]
+                self._check_cut_head(half, 0)
+                return len(data)
+            head = data if end - position == len(data) else data[position:end]
+        else:
+            before = len(buffer)
+            searched = max(0, before - 2)
+            buffer += memoryview(data)[position : position + MAX_HEAD + 1]
+            end = head_end(buffer, searched)
+            if end < 0 or end > MAX_HEAD:
+                self._check_cut_head(half, before)
+                return len(data)
+            head = bytes(memoryview(buffer)[:end])
+            half.buffer = bytearray()
+            end += position - before
+        half.state = _START
+        if half.side:
+            return self._response_head(half, call, head, data, end)
+        return self._request_head(half, call, head, data, end)
+
+    def _check_cut_head(self, half: _Half, checked: int) -> None:
+        """Goes on with a header section in the next call, if it can be one and is not too long."""
+        buffer = half.buffer
+        response = half.side is Side.RESPONSE
+        if len(buffer) > MAX_HEAD:
+            self._lose(half, _TRUNCATED, "http1_head_too_large")
+        elif half.remaining == 0:  # the start line is not known to be one
+            if buffer.find(b"\n", checked) >= 0:
+                if begins_message(bytes(buffer), response=response):
+                    half.remaining = 1
+                else:
+                    self._lose(half, _TRUNCATED, "http1_bad_start_line")
+            elif checked < _LONGEST_TOKEN and not may_begin_message(buffer, response=response):
+                self._lose(half, _TRUNCATED, "http1_bad_start_line")
+
+    def _request_head(self, half: _Half, call: Call, head: bytes, data: bytes, position: int) -> int:
+        parsed = parse_request(head)
+        if parsed is None:
+            if head.startswith(PREFACE_LINE) and (start := self._preface(half, head, position)) >= 0:
+                return start
+            self._lose(half, _TRUNCATED, "http1_bad_start_line")
+            return len(data)
+        method, path, host, content, trace = parsed
+        exchange = self._begin_request(half, call, method, path, host, trace, len(head))
+        if content == 0:
+            self._pairing.end_request(exchange)
+            if method == "CONNECT":
+                half.state = _PARKED
+        elif content > 0:
+            if content <= len(data) - position:
+                exchange.request_body_bytes = content
+                self._pairing.end_request(exchange)
+                return position + content
+            half.exchange = exchange
+            half.remaining = content
+            half.state = _LENGTH
+        else:
+            half.exchange = exchange
+            if content != CHUNKED:
+                self._lose(half, _TRUNCATED, "http1_bad_content_length")
+                return len(data)
+            half.state = _CHUNK_SIZE
+        return position
+
+    def _begin_request(
+        self,
+        half: _Half,
+        call: Call,
+        method: str | None,
+        path: str | None,
+        host: str | None,
+        trace: TraceContext | None,
+        size: int,
+    ) -> Exchange:
+        response = self._response
+        if response.exchange is not None and response.state == _LOST:
+            self._end(response)
+        first = half.first
+        if first is None:
+            first = call
+        else:
+            half.first = None
+        start_ns = first.exit_ns if first.operation == _READ else first.enter_ns
+        calls = self._take_calls(half, call)
+        mine = Exchange(
+            1,
+            method,
+            path,
+            host,
+            None,
+            size,
+            0,
+            0,
+            0,
+            start_ns,
+            call.exit_ns,
+            trace,
+            _COMPLETE,
+            None,
+            None,
+            None,
+            calls,
+        )
+        exchange = self._pairing.begin_request(mine, first)
+        if exchange is response.exchange and exchange.response_body_bytes == 0 and method == "HEAD":
+            self._end(response)  # it came before its request, and was taken for one with content
+            response.state = _START
+        return exchange
+
+    def _response_head(self, half: _Half, call: Call, head: bytes, data: bytes, position: int) -> int:
+        parsed = parse_response(head)
+        if parsed is None:
+            self._lose(half, _TRUNCATED, "http1_bad_start_line")
+            return len(data)
+        status, content = parsed
+        if status < 200 and status != 101:
+            self._interim(half, call)
+            return position
+        exchange, method = self._begin_response(half, call, status, len(head))
+        if method == "HEAD" or status in {204, 304}:  # RFC 9112 §6.3
+            content = 0
+        elif status == 101 or (method == "CONNECT" and status < 300):
+            self._switch(exchange, head, status)
+            return position
+        elif exchange.method is None and self._begins_response(half, data, position):
+            content = 0
+        if self._request.state == _PARKED and not self._pairing.queue:
+            self._resume()
+        if 0 <= content <= len(data) - position:
+            exchange.response_body_bytes = content
+            self._end_response(exchange)
+            return position + content
+        half.exchange = exchange
+        if content > 0:
+            half.remaining = content
+            half.state = _LENGTH
+        elif content == CHUNKED:
+            half.state = _CHUNK_SIZE
+        elif content == UNTIL_CLOSE:
+            half.state = _UNTIL_CLOSE
+        else:
+            self._lose(half, _TRUNCATED, "http1_bad_content_length")
+            return len(data)
+        return position
+
+    def _begin_response(self, half: _Half, call: Call, status: int, size: int) -> tuple[Exchange, str | None]:
+        exchange, method = self._pairing.begin_response(half.first or call)
+        half.first = None
+        exchange.status = status
+        exchange.response_header_bytes = size
+        exchange.calls += self._take_calls(half, call)
+        exchange.end_ns = max(exchange.end_ns, call.exit_ns)
+        return exchange, method
+
+    def _interim(self, half: _Half, call: Call) -> None:
+        """A 1xx response (RFC 9110 §15.2): its calls belong to the exchange, the final response is still to come."""
+        half.first = None
+        exchange = self._pairing.awaiting()
+        calls = self._take_calls(half, call)
+        if exchange is None:
+            half.calls = kept = calls
+        else:
+            kept = exchange.calls
+            kept += calls
+            exchange.end_ns = max(exchange.end_ns, call.exit_ns)
+        self.loose += kept[MAX_CALLS:]
+        del kept[MAX_CALLS:]
+
+    def _cut_head(self, half: _Half, label: Completeness) -> None:
+        """Makes what it can of a header section whose end will never be seen."""
+        size = len(half.buffer)
+        lines = bytes(half.buffer[: half.buffer.rfind(b"\n") + 1])
+        half.buffer = bytearray()
+        latest = half.calls[-1] if half.calls else half.first
+        if lines and latest is not None:
+            if half.side is Side.REQUEST:
+                request = parse_request(lines + b"\r\n")
+                if request is not None:
+                    method, path, host, _, trace = request
+                    half.exchange = self._begin_request(half, latest, method, path, host, trace, size)
+            else:
+                response = parse_response(lines + b"\r\n")
+                if response is not None and response.status < 200 and response.status != 101:
+                    self._interim(half, latest)
+                elif response is not None:
+                    half.exchange, _ = self._begin_response(half, latest, response.status, size)
+            if half.exchange is not None and half.exchange.completeness is _COMPLETE:
+                half.exchange.completeness = label
+        half.first = None
+        self.loose += half.calls
+        half.calls = []
+
+    # Content
+
+    def _content(self, half: _Half, size: int, position: int) -> int:
+        """Counts content of known length."""
+        taken = min(half.remaining, size - position)
+        _add_content(half, taken)
+        half.remaining -= taken
+        if half.remaining == 0:
+            self._end_content(half)
+        return position + taken
+
+    def _end_content(self, half: _Half) -> None:
+        if half.state == _LENGTH:
+            half.state = _START
+            self._end(half)
+        else:
+            half.state = _CHUNK_END
+            half.remaining = 2
+
+    def _chunk_size(self, half: _Half, data: bytes, position: int) -> int:
+        """Takes a chunk-size line with its extensions (RFC 9112 §7.1)."""
+        end = data.find(b"\n", position, position + _MAX_CHUNK_LINE)
+        if end < 0:
+            half.buffer += memoryview(data)[position : position + _MAX_CHUNK_LINE]
+            if len(half.buffer) >= _MAX_CHUNK_LINE:
+                self._lose(half, _TRUNCATED, "http1_bad_chunk_size")
+            return len(data)
+        line = data[position:end]
+        if half.buffer:
+            line = bytes(half.buffer) + line
+            half.buffer = bytearray()
+        digits = line.partition(b";")[0].strip()
+        significant = digits.lstrip(b"0")
+        if not digits or len(significant) > _MAX_CHUNK_DIGITS or digits.translate(None, _HEX):
+            self._lose(half, _TRUNCATED, "http1_bad_chunk_size")
+            return len(data)
+        if significant:
+            half.remaining = int(significant, 16)
+            half.state = _CHUNK_DATA
+        else:
+            half.remaining = MAX_HEAD
+            half.state = _TRAILER
+        return end + 1
+
+    def _chunk_end(self, half: _Half, data: bytes, position: int) -> int:
+        """Takes one byte of the CRLF after a chunk's content, or a bare LF."""
+        byte = data[position]
+        if byte == _LF:
+            half.state = _CHUNK_SIZE
+        elif byte == _CR and half.remaining == 2:
+            half.remaining = 1
+        else:
+            self._lose(half, _TRUNCATED, "http1_bad_chunk_end")
+            return len(data)
+        return position + 1
+
+    def _trailer(self, half: _Half, data: bytes, position: int) -> int:
+        """Takes a line of the trailer section (RFC 9112 §7.1.2); an empty one ends the message."""
+        end = data.find(b"\n", position)
+        after = end + 1 if end >= 0 else len(data)
+        half.remaining -= after - position
+        if half.remaining < 0:
+            self._lose(half, _TRUNCATED, "http1_trailer_too_large")
+            return len(data)
+        half.buffer += memoryview(data)[position:after]
+        if end >= 0:
+            if len(half.buffer) <= 2 and half.buffer.strip(b"\r\n") == b"":
+                half.state = _START
+                self._end(half)
+            half.buffer.clear()
+        return after
+
+    # The end of messages
+
+    def _end(self, half: _Half) -> None:
+        """The half's present message is over."""
+        exchange = half.exchange
+        half.exchange = None
+        if exchange is None:
+            return
+        if half.side is Side.RESPONSE:
+            self._end_response(exchange)
+        else:
+            self._pairing.end_request(exchange)
+
+    def _end_response(self, exchange: Exchange) -> None:
+        self._pairing.end_response(exchange)
+        request = self._request
+        if request.exchange is exchange and request.state == _LOST:
+            self._end(request)
+
+    # Bytes that were not seen, and bytes that make no sense
+
+    def _skip(self, half: _Half, count: int, label: Completeness) -> None:
+        """Passes over `count` bytes (-1: unknown) that moved unseen."""
+        while count:
+            state = half.state
+            exchange = half.exchange
+            if exchange is not None and label is _GAP and exchange.completeness is _COMPLETE:
+                exchange.completeness = _GAP
+            if state == _UNTIL_CLOSE:
+                _add_content(half, max(count, 0))
+                return
+            if state >= _PARKED:
+                self._parked_lost = True
+                return
+            if state not in _COUNTED or count < 0:
+                self._lose(half, label)
+                return
+            taken = min(half.remaining, count)
+            count -= taken
+            half.remaining -= taken
+            if state == _CHUNK_END:  # what follows a chunk's content can only be CRLF
+                if half.remaining == 0:
+                    half.state = _CHUNK_SIZE
+                continue
+            _add_content(half, taken)
+            if half.remaining == 0:
+                self._end_content(half)
+
+    def _lose(self, half: _Half, label: Completeness, reason: str = "") -> None:
+        """Nothing more is known of this side until a call begins with a start line."""
+        if reason:
+            self._pairing.count(reason)
+        if half.state == _HEAD:
+            self._cut_head(half, label)
+        half.buffer = bytearray()
+        exchange = half.exchange
+        if exchange is not None and exchange.completeness is _COMPLETE:
+            exchange.completeness = label
+        half.state = _LOST
+        if half.side is Side.REQUEST:
+            self._pairing.lose_requests(label)
+        else:
+            self._pairing.lose_responses(label, exchange)
+        if label is _GAP:  # the next bytes may be another message's
+            self._end(half)
+
+    # Other protocols on the same connection
+
+    def _switch(self, exchange: Exchange, head: bytes, status: int) -> None:
+        """The response ends HTTP/1 on this connection: 101, or 2xx to CONNECT."""
+        self._request.state = self._response.state = _DONE
+        upgrade = header(head, b"upgrade") if status == 101 else None
+        parked, self._parked = self._parked, []
+        if upgrade is None or b"h2c" not in upgrade.lower():
+            self.handover = Handover(ProtocolName.TCP)
+            self.loose += [piece.call for piece in parked]
+            self._end_response(exchange)
+            return
+        self.handover = Handover(ProtocolName.HTTP2, parked)
+        if exchange.path is None:  # its request was never seen
+            self._end_response(exchange)
+        else:
+            self.handover.upgraded = exchange
+            if self._request.exchange is exchange:
+                self._request.exchange = None
+
+    def _preface(self, half: _Half, head: bytes, position: int) -> int:
+        """HTTP/2 from here on, or as soon as an upgrade is answered. Returns where it begins, -1 if that is lost."""
+        start = position - len(head)
+        calls = half.calls
+        if not calls and self._fresh and self._pairing.queue:
+            half.state = _PARKED
+            return start
+        rest = []
+        if calls and calls[0] is half.first:
+            rest.append(Piece(half.side, calls[0], head[:start], 0))
+            self.loose += calls[1:-1]
+            half.calls = []
+            self._fresh = True
+            start = 0
+        elif not self._fresh:
+            return -1
+        half.first = None
+        self._request.state = self._response.state = _DONE
+        self.handover = Handover(ProtocolName.HTTP2, rest)
+        return start
+
+    def _set_aside(self, half: _Half, call: Call, data: bytes, unseen: int) -> None:
+        """Keeps bytes for whoever is to have them, together with their call."""
+        if not data and not unseen:
+            return
+        piece = Piece(half.side, call, data, unseen)
+        if half.state == _PARKED:
+            held = sum(len(parked.data) for parked in self._parked)
+            if self._fresh and len(self._parked) < _MAX_PARKED_CALLS and held + len(data) <= _MAX_PARKED:
+                self._parked.append(piece)
+                self._fresh = False
+            else:
+                self._parked_lost = True
+        elif self.handover is not None and self.handover.protocol is ProtocolName.HTTP2:
+            upgraded = self.handover.upgraded
+            if not self._fresh and upgraded is not None and upgraded.calls and upgraded.calls[-1] is call:
+                upgraded.calls.pop()
+                self._fresh = True
+            if self._fresh:
+                self.handover.rest.append(piece)
+                self._fresh = False
+            else:
+                self._pairing.count("http1_upgrade_in_shared_call")
+
+    def _resume(self) -> None:
+        """The answer was no: what was parked is HTTP/1 after all."""
+        self._request.state = _START
+        parked, self._parked = self._parked, []
+        if self._parked_lost:
+            self._parked_lost = False
+            self._lose(self._request, _TRUNCATED, "http1_parked_bytes_lost")
+            self.loose += [piece.call for piece in parked]
+            return
+        for piece in parked:
+            self.receive(piece.side, piece.call, piece.data, piece.unseen)
+
+
+def _add_content(half: _Half, size: int) -> None:
+    exchange = half.exchange
+    if exchange is None:
+        return
+    if half.side:
+        exchange.response_body_bytes += size
+    else:
+        exchange.request_body_bytes += size

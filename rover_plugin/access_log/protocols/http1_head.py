@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP/1 start lines and the few fields that matter, from one complete header section (RFC 9112 §2 to §6).
+
+Pure functions over bytes. Only the needed fields are looked for: `lower()` and `find` are measured faster in CPython
+than a regular expression or a dictionary of all fields, and hardly depend on how many fields there are. Whatever is
+unusual (repeated framing fields, obs-fold, blanks before the colon) takes the slow, general way.
+
+Text: the target's path stays as on the wire, percent-encoding included, so that two different targets never look the
+same; bytes that are not UTF-8 become U+FFFD.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from rover_plugin.access_log.protocols import trace_context
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rover_plugin.access_log.model import TraceContext
+
+# How the content's length is determined (RFC 9112 §6.3); numbers from 0 up are a Content-Length.
+CHUNKED = -1
+UNTIL_CLOSE = -2
+INVALID = -3
+
+PREFACE_LINE = b"PRI * HTTP/2.0"
+"""The first line of the HTTP/2 connection preface (RFC 9113 §3.4)."""
+
+_METHODS = {
+    name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
+}
+_VERSIONS = frozenset((b"HTTP/1.1", b"HTTP/1.0"))
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}")  # RFC 9110 §5.6.2, with a limit of our own
+_STATUS_LINE = re.compile(rb"HTTP/1\.[0-9][ \t]+([1-9][0-9]{2})(?=[ \t\r\n])")
+_ABSOLUTE = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]*://([^/?#]*)([^?#]*)")  # RFC 3986 §3
+# Runs of blanks, and blanks inside the target, are tolerated as RFC 9112 §3 allows.
+_REQUEST_LINE = re.compile(
+    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64})[ \t]++([^\n]*[^ \t\n])[ \t]++(HTTP/[0-9]\.[0-9])[ \t]*\r?\n"
+)
+_LONG_REQUEST_LINE = re.compile(
+    rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|TRACE|PATCH) (?:/|https?://|\*)[^\r\n\x00-\x1f]*\Z", re.IGNORECASE
+)
+_STATUS_LINE_START = re.compile(rb"HTTP/1\.[0-9][ \t]+[1-9][0-9]{2}(?:[ \t\r\n]|\Z)")
+_REQUEST_LINE_BEGINNING = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}(?:\Z|[ \t])")
+_STATUS_LINE_PREFIX = b"HTTP/1."
+_MAX_LENGTH_DIGITS = 18
+
+
+class RequestHead(NamedTuple):
+    """What a request's header section says; `content` is a length, `CHUNKED` or `INVALID`."""
+
+    method: str
+    path: str
+    host: str | None
+    content: int
+    trace: TraceContext | None
+
+
+class ResponseHead(NamedTuple):
+    """What a response's header section says; `content` is a length, `CHUNKED`, `UNTIL_CLOSE` or `INVALID`."""
+
+    status: int
+    content: int
+
+
+def head_end(data: bytes | bytearray, start: int) -> int:
+    """Position after the first empty line at or after `start`, -1 if there is none.
+
+    Lines end in CRLF or, tolerated, in a bare LF (RFC 9112 §2.2).
+    """
+    end = data.find(b"\n\r\n", start)
+    if end < 0:
+        bare = data.find(b"\n\n", start)
+        return bare + 2 if bare >= 0 else -1
+    bare = data.find(b"\n\n", start, end + 1)
+    return bare + 2 if bare >= 0 else end + 3
+
+
+def begins_message(data: bytes, *, response: bool) -> bool:
+    """Whether a call's bytes begin with a start line beyond doubt: the place to pick up a lost thread."""
+    if response:
+        return _STATUS_LINE_START.match(data) is not None
+    return _REQUEST_LINE.match(data) is not None or _LONG_REQUEST_LINE.match(data) is not None
+
+
+def may_begin_message(data: bytes | bytearray, *, response: bool) -> bool:
+    """Whether these bytes, with no line end yet, can be the beginning of a start line."""
+    if response:
+        return data.startswith(_STATUS_LINE_PREFIX) or _STATUS_LINE_PREFIX.startswith(data)
+    return _REQUEST_LINE_BEGINNING.match(data) is not None
+
+
+def parse_request(head: bytes) -> RequestHead | None:
+    """Reads a request's header section, request line to empty line; `None` if its first line is not a request line."""
+    line_end = head.find(b"\n")
+    parts = head[:line_end].rstrip(b"\r").split(b" ")
+    if len(parts) == 3 and parts[2] in _VERSIONS and parts[1]:
+        token, target, _ = parts
+    else:
+        match = _REQUEST_LINE.match(head)
+        if match is None or not match[3].startswith(b"HTTP/1"):
+            return None
+        token, target = match[1], match[2]
+    method = _METHODS.get(token)
+    if method is None:
+        if not _TOKEN.fullmatch(token):
+            return None
+        method = token.decode()
+    lowered = head.lower()
+    host = None
+    position = lowered.find(b"\nhost:", line_end)
+    if position >= 0:
+        host = _value(head, position + 6)
+    if target[:1] == b"/":
+        query = target.find(b"?")
+        path = target[:query] if query >= 0 else target
+        if b"#" in path:
+            path = path.partition(b"#")[0]
+    elif method == "CONNECT":  # authority-form, RFC 9112 §3.2.3: the authority is the host, there is no path
+        host = target
+        path = b""
+    elif (match := _ABSOLUTE.match(target)) is not None:  # absolute-form beats the Host field, §3.2.2
+        host = match[1].rpartition(b"@")[2]
+        path = match[2] or b"/"
+    else:  # asterisk-form, or something odd: as it is
+        path = target.partition(b"?")[0].partition(b"#")[0]
+    trace = None
+    if b"\nsw8:" in lowered or b"\nb3:" in lowered or b"\ntraceparent:" in lowered or b"\nx-b3-" in lowered:
+        trace = _trace(head, lowered)
+    return RequestHead(
+        method,
+        str(path, "utf-8", "replace"),
+        None if host is None else str(host, "utf-8", "replace"),
+        0 if method == "CONNECT" else _content(lowered, line_end, 0, INVALID),
+        trace,
+    )
+
+
+def parse_response(head: bytes) -> ResponseHead | None:
+    """Reads a response's header section, status line to empty line; `None` if its first line is not a status line."""
+    match = _STATUS_LINE.match(head)
+    if match is None:
+        return None
+    lowered = head.lower()
+    return ResponseHead(int(match[1]), _content(lowered, match.end(), UNTIL_CLOSE, UNTIL_CLOSE))
+
+
+def header(head: bytes, name: bytes) -> bytes | None:
+    """The value of the first field called `name` (in lower case), `None` if there is none."""
+    position = head.lower().find(b"\n" + name + b":")
+    return None if position < 0 else _value(head, position + len(name) + 2)
+
+
+def _value(head: bytes, start: int) -> bytes:
+    """The field value that begins at `start`, unfolded (obs-fold, RFC 9112 §5.2) and without blanks around it."""
+    end = head.find(b"\n", start)
+    if end < 0:
+        end = len(head)
+    value = head[start:end].strip()
+    while head[end + 1 : end + 2] in (b" ", b"\t"):
+        start = end + 1
+        end = head.find(b"\n", start)
+        if end < 0:
+            end = len(head)
+        value = (value + b" " + head[start:end].strip()).strip()
+    return value
+
+
+def _trace(head: bytes, lowered: bytes) -> TraceContext | None:
+    def value(name: bytes) -> bytes | None:
+        position = lowered.find(b"\n" + name + b":")
+        return None if position < 0 else _value(head, position + len(name) + 2)
+
+    return trace_context.extract(value)
+
+
+def _content(lowered: bytes, start: int, absent: int, foreign: int) -> int:
+    """How the content is delimited: a length, `CHUNKED`, `INVALID`, `absent` without framing fields.
+
+    `foreign` stands for a Transfer-Encoding whose last coding is not chunked: an error in a request, until close in a
+    response (RFC 9112 §6.3).
+    """
+    position = lowered.find(b"\ncontent-length", start)
+    coded = lowered.find(b"\ntransfer-encoding", start)
+    if coded < 0:
+        if position < 0:
+            return absent
+        end = lowered.find(b"\n", position + 15)
+        if lowered[position + 15] == 58 and lowered[end + 1] not in b" \t":  # 58 is the colon; no obs-fold
+            value = lowered[position + 16 : end].strip()
+            single = lowered.find(b"\ncontent-length", end) < 0
+            if single and value.isdigit() and len(value) <= _MAX_LENGTH_DIGITS:
+                return int(value)
+    lengths: list[bytes] = []
+    codings: list[bytes] = []
+    for name, value in _fields(lowered[start:]):
+        if name == b"content-length":
+            lengths += value.split(b",")
+        elif name == b"transfer-encoding":
+            codings += value.split(b",")
+    # Empty list elements are ignored (RFC 9110 §5.6.1.2); `identity` is RFC 2616's way of saying nothing.
+    codings = [
+        name for name in (coding.partition(b";")[0].strip() for coding in codings) if name not in (b"", b"identity")
+    ]
+    if codings:
+        return CHUNKED if codings[-1] == b"chunked" else foreign
+    values = {length.strip() for length in lengths}
+    if not values:
+        return absent
+    value = values.pop()
+    if values or not value.isdigit() or len(value) > _MAX_LENGTH_DIGITS:
+        return INVALID
+    return int(value)
+
+
+def _fields(lowered: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """All (name, unfolded value) after the start line. Blanks before the colon are dropped, as lenient servers do."""
+    position = lowered.find(b"\n")
+    while 0 <= position < len(lowered) - 1:
+        end = lowered.find(b"\n", position + 1)
+        colon = lowered.find(b":", position + 1, end if end >= 0 else len(lowered))
+        if colon >= 0 and lowered[position + 1] not in b" \t":
+            yield lowered[position + 1 : colon].strip(), _value(lowered, colon + 1)
+        position = end

@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which response answers which request on one HTTP/1 connection, and when an exchange is done.
+
+Rule 1: while everything is seen, the n-th final response answers the n-th request (RFC 9112 §9.3.2). A response may
+even be seen first (two threads, the reader's record overtakes the writer's): it is held until its request comes, and
+paired only if that request began to be written before the response was read.
+
+Rule 2: after bytes of requests are lost, nobody knows how many requests were among them. Requests seen before the loss
+are still answered in order; what begins after it is in *doubt*: paired on trial, request and response kept apart, and
+joined only when the next request begins without a further response in between. A peer seen to pipeline gives no such
+proof, so there nothing is paired until the connection has been idle for a while.
+
+Rule 3: losing bytes of responses hurts what was outstanding, and nothing else: a server answers only what it was asked.
+
+So a wrong pair would need a peer that keeps several requests in flight at all times, and never more than one of them
+visible. What is not paired comes out as it is: a request without status, a response without request, each labelled.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from rover_plugin.access_log.model import Call, Completeness, Exchange, Operation
+
+MAX_OUTSTANDING = 1000
+"""Requests waiting for a response on one connection."""
+
+_MAX_HELD_RESPONSES = 64
+_IDLE_NS = 1_000_000_000
+
+_COMPLETE = Completeness.COMPLETE
+
+
+class Pairing:
+    """Requests waiting for responses, and exchanges on their way out.
+
+    Attributes:
+        exchanges: where finished exchanges go.
+        loose: where calls go that belong to no exchange.
+        errors: counts by reason.
+        queue: requests not answered yet, the oldest first.
+        doubt: the label of what cannot be paired, or `None` while pairing is certain.
+    """
+
+    __slots__ = (
+        "_abandoned",
+        "_answered",
+        "_candidate",
+        "_discard",
+        "_held",
+        "_held_open",
+        "_last_ns",
+        "_open_request",
+        "_pipelines",
+        "_reply",
+        "_reply_done",
+        "_response_lost",
+        "doubt",
+        "errors",
+        "exchanges",
+        "loose",
+        "queue",
+    )
+
+    def __init__(
+        self, exchanges: list[Exchange], loose: list[Call], errors: dict[str, int], doubt: Completeness | None
+    ) -> None:
+        self.exchanges = exchanges
+        self.loose = loose
+        self.errors = errors
+        self.queue: deque[Exchange] = deque()
+        self.doubt = doubt
+        self._open_request: Exchange | None = None  # begun, not ended
+        self._answered = False  # the open request's exchange waits for nothing but the request's end
+        self._abandoned = 0  # so many at the head of the queue have come out already, unanswered
+        self._discard: Exchange | None = None  # the late response to one of those
+        self._pipelines = False
+        self._response_lost: Completeness | None = None  # bytes of the queue's only response may be gone
+        self._candidate: Exchange | None = None  # in doubt: the request on trial,
+        self._reply: Exchange | None = None  # what seems to be its response,
+        self._reply_done = False  # and whether that is finished
+        self._held: deque[tuple[Exchange, int]] = deque()  # responses before their request, and when first read
+        self._held_open: Exchange | None = None  # the last of them while it is under way
+        self._last_ns: int | None = None  # when something last moved, known only after a while in doubt
+
+    # Requests
+
+    def begin_request(self, exchange: Exchange, call: Call) -> Exchange:
+        """A request began with `call`. Returns the exchange to fill from here on, mostly the same one."""
+        queue = self.queue
+        if self.doubt is None and not queue and not self._held:
+            queue.append(exchange)
+            self._open_request = exchange
+            return exchange
+        return self._begin_unusual_request(exchange, call)
+
+    def _begin_unusual_request(self, exchange: Exchange, call: Call) -> Exchange:
+        queue = self.queue
+        if self._held and (early := self._early_response(exchange, call)) is not None:
+            self._open_request = early
+            return early
+        if queue and self._response_lost is not None:
+            # Either that answer is among the lost bytes, or this peer pipelines.
+            label = self._response_lost
+            self._abandon_queue(label)
+            self._begin_doubt(label)
+        if self.doubt is not None:
+            return self._begin_doubtful_request(exchange)
+        if len(queue) >= MAX_OUTSTANDING:
+            self.count("http1_too_many_requests_outstanding")
+            self._begin_doubt(Completeness.GAP)
+            self._open_request = exchange
+            self._abandon(exchange, Completeness.GAP)
+            return exchange
+        if queue:
+            self._pipelines = True
+        queue.append(exchange)
+        self._open_request = exchange
+        return exchange
+
+    def _begin_doubtful_request(self, exchange: Exchange) -> Exchange:
+        doubt = self.doubt or Completeness.GAP
+        idle = self._last_ns is not None and exchange.start_ns - self._last_ns >= _IDLE_NS
+        self._last_ns = exchange.start_ns
+        self._open_request = exchange
+        if self._candidate is not None and self._reply_done:
+            self._join_candidate()
+            self.doubt = None
+            self.queue.append(exchange)
+        elif self._candidate is not None or self.queue:
+            self._pipelines = True
+            self._part_candidate()
+            self._abandon(exchange, doubt)
+        elif self._pipelines and not idle:
+            self._abandon(exchange, doubt)
+        else:
+            self._candidate = exchange
+        return exchange
+
+    def _early_response(self, request: Exchange, call: Call) -> Exchange | None:
+        """The held response that answers this request: only a request being written can be seen after its response."""
+        response, read_ns = self._held[0]
+        if call.operation != Operation.WRITE or call.enter_ns > read_ns:
+            self._release_held(Completeness.LATE_JOIN)
+            return None
+        self._held.popleft()
+        _join(request, response, into=response)
+        self._answered = self._held_open is not response
+        self._held_open = None
+        return response
+
+    def end_request(self, exchange: Exchange) -> None:
+        """The request's last byte was seen, or no more of it can be told apart."""
+        if self._open_request is exchange:
+            self._open_request = None
+        if self._answered:
+            self._answered = False
+            self.exchanges.append(exchange)
+
+    # Responses
+
+    def awaiting(self) -> Exchange | None:
+        """The exchange that the next response belongs to, if that is known."""
+        if self.queue:
+            return None if self._abandoned else self.queue[0]
+        return self._candidate if self._reply is None else None
+
+    def begin_response(self, call: Call) -> tuple[Exchange, str | None]:
+        """A final response began. Returns the exchange to fill, and the method of the request that it answers."""
+        queue = self.queue
+        if queue:
+            exchange = queue.popleft()
+            self._response_lost = None
+            if self._abandoned:
+                self._abandoned -= 1
+                self._discard = exchange
+            return exchange, exchange.method
+        start_ns = call.exit_ns if call.operation == Operation.READ else call.enter_ns
+        response = Exchange(1, start_ns=start_ns, end_ns=call.exit_ns)
+        if self.doubt is None:
+            if len(self._held) >= _MAX_HELD_RESPONSES:
+                self._release_held(Completeness.LATE_JOIN)
+            self._held.append((response, call.exit_ns))
+            self._held_open = response
+            return response, None
+        if self._candidate is not None and self._reply is None:
+            self._reply = response
+            return response, self._candidate.method
+        if self._candidate is not None:
+            self._pipelines = True
+            self._part_candidate()
+        response.completeness = self.doubt
+        return response, None
+
+    def end_response(self, exchange: Exchange) -> None:
+        """The response's last byte was seen, or no more of it can be told apart."""
+        if self.doubt is not None:
+            self._last_ns = exchange.end_ns
+        if exchange is self._open_request:
+            self._answered = True
+        elif exchange is self._reply:
+            self._reply_done = True
+        elif exchange is self._held_open:
+            self._held_open = None
+        elif exchange is self._discard:
+            self._discard = None
+            self.loose += exchange.calls
+            self.count("http1_response_after_expiry")
+        else:
+            self.exchanges.append(exchange)
+
+    # Losses
+
+    def lose_requests(self, label: Completeness) -> None:
+        """An unknown number of requests went by unseen."""
+        self._begin_doubt(label)
+        if self._candidate is not None and self._candidate is not self._open_request:
+            self._part_candidate()
+        self._release_held(label)
+
+    def lose_responses(self, label: Completeness, current: Exchange | None) -> None:
+        """Bytes of responses went by unseen; `current` is the response they began in, if they did."""
+        queue = self.queue
+        if len(queue) > 1:
+            self._abandon_queue(label)
+            self._begin_doubt(label)
+        elif queue:
+            if not self._abandoned:
+                queue[0].completeness = label
+            self._response_lost = label
+        if self._candidate is not None and (current is None or current is not self._reply):
+            self._part_candidate()
+        self._release_held(label)
+
+    # Time and the end
+
+    def expire(self, before_ns: int) -> None:
+        """Lets go of everything unanswered or unpaired whose last byte is older."""
+        queue = self.queue
+        while self._abandoned < len(queue):
+            exchange = queue[self._abandoned]
+            if exchange.end_ns >= before_ns or exchange is self._open_request:
+                break
+            # Its place stays: a late response must not be taken for the next one's.
+            queue[self._abandoned] = Exchange(1, method=exchange.method)
+            self._abandoned += 1
+            self._unanswered(exchange)
+        while self._held and self._held[0][0].end_ns < before_ns and self._held[0][0] is not self._held_open:
+            self._release(self._held.popleft()[0], Completeness.LATE_JOIN)
+        candidate = self._candidate
+        if candidate is None or candidate is self._open_request:
+            return
+        if self._reply is None and candidate.end_ns < before_ns:
+            self._candidate = None
+            self._unanswered(candidate)
+        elif self._reply is not None and self._reply_done and self._reply.end_ns < before_ns:
+            self._join_candidate()
+
+    def close(self) -> None:
+        """Everything comes out. The current request and response have been ended before."""
+        for exchange in list(self.queue)[self._abandoned :]:
+            self._unanswered(exchange)
+        self.queue.clear()
+        self._abandoned = 0
+        if self._candidate is not None:
+            if self._reply_done:
+                self._join_candidate()
+            else:
+                self._unanswered(self._candidate)
+                self._candidate = None
+        self._release_held(Completeness.LATE_JOIN)
+
+    def count(self, reason: str) -> None:
+        """Counts one thing that could not be parsed."""
+        self.errors[reason] = self.errors.get(reason, 0) + 1
+
+    def _unanswered(self, exchange: Exchange) -> None:
+        self._release(exchange, Completeness.NO_RESPONSE)
+
+    def _release(self, exchange: Exchange, label: Completeness) -> None:
+        if exchange.completeness is _COMPLETE:
+            exchange.completeness = label
+        self.exchanges.append(exchange)
+
+    def _begin_doubt(self, label: Completeness) -> None:
+        if self.doubt is None:
+            self._last_ns = None
+        self.doubt = label
+
+    def _abandon(self, exchange: Exchange, label: Completeness) -> None:
+        """Gives up on the exchange's response; it comes out as soon as its request has ended."""
+        exchange.completeness = label
+        if exchange is self._open_request:
+            self._answered = True
+        else:
+            self.exchanges.append(exchange)
+
+    def _abandon_queue(self, label: Completeness) -> None:
+        for exchange in list(self.queue)[self._abandoned :]:
+            self._abandon(exchange, label)
+        self.queue.clear()
+        self._abandoned = 0
+        self._response_lost = None
+
+    def _join_candidate(self) -> None:
+        """The request on trial and its response belong together."""
+        if self._candidate is not None and self._reply is not None:
+            _join(self._candidate, self._reply, into=self._candidate)
+            self.exchanges.append(self._candidate)
+        self._candidate = self._reply = None
+        self._reply_done = False
+
+    def _part_candidate(self) -> None:
+        """The request on trial and what seemed to be its response come out apart."""
+        doubt = self.doubt or Completeness.GAP
+        candidate, reply = self._candidate, self._reply
+        if candidate is None:
+            return
+        self._abandon(candidate, doubt)
+        if reply is not None:
+            if reply.completeness is _COMPLETE:
+                reply.completeness = doubt
+            if self._reply_done:
+                self.exchanges.append(reply)
+        self._candidate = self._reply = None
+        self._reply_done = False
+
+    def _release_held(self, label: Completeness) -> None:
+        for response, _ in self._held:
+            if response is self._held_open:  # comes out when it ends
+                self._held_open = None
+                response.completeness = label
+            else:
+                self._release(response, label)
+        self._held.clear()
+
+
+def _join(request: Exchange, response: Exchange, into: Exchange) -> None:
+    """Makes one exchange of a request's and a response's halves."""
+    into.method, into.path, into.host, into.trace = request.method, request.path, request.host, request.trace
+    into.request_header_bytes, into.request_body_bytes = request.request_header_bytes, request.request_body_bytes
+    into.status = response.status
+    into.response_header_bytes, into.response_body_bytes = response.response_header_bytes, response.response_body_bytes
+    into.start_ns, into.end_ns = request.start_ns, max(request.end_ns, response.end_ns)
+    if request.completeness is not _COMPLETE:
+        into.completeness = request.completeness
+    elif response.completeness is not _COMPLETE:
+        into.completeness = response.completeness
+    into.calls = request.calls + response.calls

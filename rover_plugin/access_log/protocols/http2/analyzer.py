@@ -1,0 +1,861 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP/2 from both directions' bytes (RFC 9113), sans-I/O: calls in, exchanges out. See `protocols.analyzer`.
+
+Each direction has its own frame position, header block in progress and HPACK decoder; both share the streams.
+
+What a direction can be doing when a call arrives:
+
+- *walking*: at a frame boundary, nothing kept;
+- *inside a payload nobody needs* (`left`): DATA, or a frame that says nothing to the log: counted down, not copied;
+- *holding part of a frame* (`partial`): until `need` bytes of it are here;
+- *seeking* (`seeker`): nobody knows where frames begin.
+
+Sizes: header bytes are header block fragments, HEADERS and CONTINUATION, of head and trailers (not of interim
+responses), without padding and priority fields. Body bytes are DATA payload without padding.
+
+An exchange ends when both sides have ended the stream, at RST_STREAM, or when the server's GOAWAY disowns it. A stream
+reset, or cut by the connection's end, after its response began keeps the label of what was seen of it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from rover_plugin.access_log.model import Completeness, Exchange, Operation, ProtocolName, Side
+from rover_plugin.access_log.protocols.http2 import frames
+from rover_plugin.access_log.protocols.http2.hpack import HeaderDecoder
+from rover_plugin.access_log.protocols.http2.resync import FrameSeeker, Segment
+from rover_plugin.access_log.protocols.http2.streams import (
+    BOTH_ENDS,
+    DONE,
+    REQUEST_END,
+    REQUEST_HEAD,
+    REQUEST_LOSS,
+    RESPONSE_END,
+    RESPONSE_HEAD,
+    RESPONSE_LOSS,
+    Stream,
+    read_request,
+    read_response,
+)
+
+if TYPE_CHECKING:
+    from rover_plugin.access_log.model import Call
+    from rover_plugin.access_log.protocols.analyzer import Handover
+
+MAX_STREAMS: Final = 10_000
+MAX_HEADER_BLOCK: Final = 256 * 1024
+MAX_SKIPPED: Final = 1 << 20  # bytes without a frame boundary before the connection is given up
+MAX_FUTILE: Final = 32  # boundaries believed in vain, with no new request between them
+MAX_CLOSED: Final = 1024
+LARGEST_SOUGHT_FRAME: Final = 1 << 20  # a larger frame is not believed while looking for a boundary
+MAX_SETTINGS_SENT: Final = 64
+OPEN_REPORT_NS: Final = 60 * 10**9
+NEVER: Final = 1 << 32  # above every stream id
+
+_WHOLE = REQUEST_HEAD | RESPONSE_HEAD
+
+_unpack_header = frames.FRAME_HEADER.unpack_from
+_KEPT_WHOLE = frozenset({frames.RST_STREAM, frames.SETTINGS, frames.PUSH_PROMISE, frames.GOAWAY, frames.CONTINUATION})
+_ON_LIVE_STREAM = frozenset({frames.DATA, frames.RST_STREAM, frames.CONTINUATION})
+
+
+class _Direction:
+    """Where one side's bytes are.
+
+    Attributes:
+        slow: the next call needs more than `_walk`.
+        label: why fields may be unknown in this side's blocks.
+        max_head: largest sound value of a frame header's length and kind, read as one number.
+        pending: calls with nothing but the first bytes of a frame header or of the preface.
+        origin: the call with the first byte of the frame in `partial`.
+        partial_stream: whose frame is in `partial`, once its header is whole.
+        block: fragments of a header block whose END_HEADERS is still to come; `block_damaged` if it cannot be decoded.
+        left_pad: how many of the `left` bytes are padding, at the end.
+        rest: bytes that turned out not to be a frame, on their way to a seeker.
+        settings_sent: header table sizes in SETTINGS frames (None without one) that the other side has not acknowledged.
+    """
+
+    __slots__ = (
+        "block", "block_damaged", "block_ends", "block_is_push", "block_stream", "decoder", "is_request", "label", "left", "left_ends",
+        "left_pad", "left_stream", "max_head", "need", "origin", "partial", "partial_stream", "pending", "preface",
+        "rest", "seeker", "settings_sent", "slow", "started",
+    )  # fmt: skip
+
+    def __init__(self, side: Side) -> None:
+        self.is_request = side is Side.REQUEST
+        self.label = Completeness.LATE_JOIN
+        self.started = False
+        self.pending: list[Call] = []
+        self.from_start()
+
+    def from_start(self) -> None:
+        """The next byte is the first of the connection."""
+        self.decoder = HeaderDecoder(from_start=True)
+        self.seeker: FrameSeeker | None = None
+        self.rest: bytes | None = None
+        self.max_head = frames.DEFAULT_MAX_FRAME_SIZE << 8 | 0xFF
+        self.settings_sent: list[int | None] = []
+        self.preface = self.slow = self.is_request
+        self._clear_position()
+        self.need = len(frames.PREFACE) if self.preface else 0
+
+    def seek(self, label: Completeness) -> None:
+        """The next byte may be anywhere, and the header table anything."""
+        self.decoder.restart()
+        self.label = label
+        self.max_head = frames.LARGEST_FRAME_SIZE << 8 | 0xFF
+        self.settings_sent.clear()
+        self.preface = False
+        self.slow = True
+        self._clear_position()
+        self.seeker = FrameSeeker(LARGEST_SOUGHT_FRAME, from_client=self.is_request)
+
+    def _clear_position(self) -> None:
+        self.partial = bytearray()
+        self.partial_stream: Stream | None = None
+        self.need = 0
+        self.origin: Call | None = None
+        self.left = self.left_pad = 0
+        self.left_stream: Stream | None = None
+        self.left_ends = False
+        self.block: bytearray | None = None
+        self.block_stream: Stream | None = None
+        self.block_ends = self.block_is_push = self.block_damaged = False
+
+
+class Http2Analyzer:
+    """Parser of one HTTP/2 connection; implements `protocols.analyzer.Analyzer`.
+
+    Args:
+        joined: the connection began before we saw it, so the first bytes may be anywhere in a frame.
+        upgraded: the HTTP/1 request that became stream 1 by upgrade to h2c (RFC 7540 §3.2).
+
+    Attributes:
+        open: copies of exchanges that are older than the `expire` limit and alive, to be shown as still open; without
+            calls and not final: the exchange itself comes out in `exchanges` at its end. The caller drains it.
+        fields_known, fields_unknown: wanted fields decoded and fields unknown, counted in blocks decoded without the
+            whole header table (after a late join or a loss): the recovery rate.
+    """
+
+    def __init__(self, joined: bool, upgraded: Exchange | None = None) -> None:
+        self.exchanges: list[Exchange] = []
+        self.loose: list[Call] = []
+        self.open: list[Exchange] = []
+        self.protocol = ProtocolName.HTTP2
+        self.handover: Handover | None = None
+        self.errors: dict[str, int] = {}
+        self.fields_known = 0
+        self.fields_unknown = 0
+        self._streams: dict[int, Stream] = {}
+        self._request = _Direction(Side.REQUEST)
+        self._response = _Direction(Side.RESPONSE)
+        self._directions = (self._request, self._response)
+        self._joined = joined
+        # Every request on a stream from `_requests_from` to `_last_request` was seen; those below may not have been.
+        self._requests_from = NEVER if joined else 0
+        self._last_request = 0
+        self._uncertain = joined
+        self._closed: dict[int, None] = {}  # streams that ended lately, kept while a response may lack its request
+        self._orphans = False  # some response ended and its request may still come
+        self._futile = 0
+        self._futile_at = 0
+        if joined:
+            self._response.seek(Completeness.LATE_JOIN)
+        if upgraded is not None:
+            self._adopt(upgraded)
+
+    def _adopt(self, upgraded: Exchange) -> None:
+        """Makes the request of an upgrade stream 1, already ended by the client."""
+        upgraded.version = 2
+        upgraded.stream_id = 1
+        stream = Stream(1, upgraded)
+        stream.seen = REQUEST_HEAD | REQUEST_END
+        self._streams[1] = stream
+        self._last_request = 1
+        # The client's first SETTINGS were in the HTTP2-Settings field, which nobody kept.
+        self._response.decoder.allowed = None
+        self._response.max_head = frames.LARGEST_FRAME_SIZE << 8 | 0xFF
+
+    # The seam
+
+    def receive(self, side: Side, call: Call, data: bytes, unseen: int) -> None:
+        """Takes one call's bytes: `data` was captured and is followed by `unseen` bytes that were not copied."""
+        direction = self._directions[side]
+        if direction.slow or unseen:
+            self._deliver(direction, Segment(call, 0, data, unseen, claimed=False))
+            return
+        claimed = self._walk(direction, call, data, 0, call, claimed=False)
+        if direction.rest is not None:
+            rest, direction.rest = direction.rest, None
+            self._deliver(direction, Segment(call, 0, rest, 0, claimed))
+        elif not claimed:
+            self._place(direction, call)
+
+    def gap(self, side: Side, size: int) -> None:
+        """Bytes of this side moved with no record at all; -1: nobody knows how many."""
+        direction = self._directions[side]
+        direction.started = True
+        self._count("gap")
+        self._pass_over(direction, None, size, Completeness.GAP)
+
+    def expire(self, before_ns: int) -> None:
+        """Emits what has been idle since before `before_ns` and is not waiting for its peer's long answer.
+
+        A stream without a response head comes out as NO_RESPONSE; one whose response has ended comes out as it is. A
+        stream that is alive, or idle in the middle of its response, stays and is reported in `open` once a minute.
+        """
+        for stream in list(self._streams.values()):
+            exchange = stream.exchange
+            if exchange.start_ns >= before_ns:
+                break  # streams are in the order they began
+            idle = exchange.end_ns < before_ns
+            if idle and (not stream.seen & RESPONSE_HEAD or stream.seen & RESPONSE_END):
+                self._finish(stream)
+            elif stream.report_ns <= before_ns:
+                stream.report_ns = before_ns + OPEN_REPORT_NS
+                self.open.append(replace(exchange, calls=[]))
+                self.loose += exchange.calls
+                exchange.calls.clear()
+
+    def close(self, now_ns: int) -> None:  # noqa: ARG002 - the seam has it; ends are the calls' times here
+        """The connection ended: every open stream and every call kept back comes out."""
+        for direction in self._directions:
+            self._release(direction)
+        for stream in list(self._streams.values()):
+            self._finish(stream)
+
+    def unneeded(self, side: Side) -> int:
+        """Capture policy: how many of this side's next bytes need not be copied; 0 = all needed, -1 = none, ever."""
+        return -1 if self.protocol is ProtocolName.TCP else self._directions[side].left
+
+    # From calls to frames
+
+    def _deliver(self, direction: _Direction, segment: Segment) -> None:
+        """Takes a segment in whatever state the direction is, and everything a found boundary brings back."""
+        direction.started = True
+        queue = deque((segment,))
+        while queue:
+            segment = queue.popleft()
+            call = segment.call
+            seeker = direction.seeker
+            if self.protocol is ProtocolName.TCP:
+                if call is not None and not segment.claimed:
+                    self.loose.append(call)
+            elif seeker is not None:
+                boundary = seeker.add(call, segment.data, segment.unseen, claimed=segment.claimed)
+                if boundary >= 0:
+                    direction.seeker = None
+                    queue.extendleft(reversed(seeker.segments_from(boundary)))
+                self.loose += seeker.dropped
+                seeker.dropped.clear()
+                if seeker.skipped > MAX_SKIPPED:
+                    self._give_up()
+            elif call is None:
+                self._pass_over(direction, None, segment.unseen, Completeness.GAP)
+            else:
+                claimed = self._resume(direction, call, segment.data, claimed=segment.claimed)
+                if direction.rest is not None:
+                    queue.appendleft(Segment(call, 0, direction.rest, segment.unseen, claimed))
+                    direction.rest = None
+                    continue
+                if segment.unseen:
+                    self._pass_over(direction, call, segment.unseen, None)
+                if not claimed:
+                    self._place(direction, call)
+
+    def _place(self, direction: _Direction, call: Call) -> None:
+        """Puts a call that no stream has claimed: aside while its frame header is incomplete, else with the loose."""
+        if direction.preface or 0 < len(direction.partial) < frames.FRAME_HEADER_SIZE:
+            direction.pending.append(call)
+        else:
+            self.loose.append(call)
+
+    def _resume(self, direction: _Direction, call: Call, data: bytes, *, claimed: bool) -> bool:
+        """Goes on where the last call stopped. Returns whether a stream has claimed the call."""
+        at = 0
+        origin = call
+        if direction.left:
+            at = min(direction.left, len(data))
+            claimed = self._pass_left(direction, call, at, claimed=claimed)
+            if direction.left:
+                return claimed
+        elif direction.preface:
+            direction.partial += data
+            if direction.partial.startswith(frames.PREFACE):
+                data = bytes(direction.partial)
+                at = len(frames.PREFACE)
+                self._began(direction)
+            elif frames.PREFACE.startswith(direction.partial):
+                return claimed
+            else:
+                direction.rest = bytes(direction.partial)
+                self._desync(direction, Completeness.LATE_JOIN, "" if self._joined else "no_preface")
+                return claimed
+        elif direction.partial:
+            direction.partial += data
+            if len(direction.partial) < direction.need:
+                return self._claim(direction.partial_stream, call, claimed=claimed)
+            data = bytes(direction.partial)
+            origin = direction.origin or call
+            if direction.pending:
+                self._settle_pending(direction, data, origin)
+            direction.partial.clear()
+            direction.partial_stream = None
+        direction.slow = False
+        return self._walk(direction, call, data, at, origin, claimed=claimed)
+
+    def _began(self, direction: _Direction) -> None:
+        """The preface: this is the connection's first byte after all, and so is the other side's if none came yet."""
+        direction.partial.clear()
+        direction.preface = False
+        self.loose += direction.pending
+        direction.pending.clear()
+        if self._joined and not self._response.started:
+            self._response.from_start()
+        if self._joined:
+            self._joined = False
+            self._requests_from = 0
+
+    def _settle_pending(self, direction: _Direction, data: bytes, origin: Call) -> None:
+        """Gives calls with the first bytes of a frame header to the stream of that frame."""
+        head, _, stream_id = _unpack_header(data)
+        stream = self._stream_of(direction, head & 0xFF, stream_id, origin)
+        target = stream.exchange.calls if stream is not None else self.loose
+        target += direction.pending
+        direction.pending.clear()
+
+    def _stream_of(self, direction: _Direction, kind: int, stream_id: int, origin: Call) -> Stream | None:
+        """The live stream a frame header speaks of, begun by it where it can begin one."""
+        if kind == frames.HEADERS:
+            return self._stream_for_head(direction, stream_id & frames.STREAM_ID_MASK, origin)
+        if kind in _ON_LIVE_STREAM:
+            return self._streams.get(stream_id & frames.STREAM_ID_MASK)
+        return None
+
+    def _claim(self, stream: Stream | None, call: Call, *, claimed: bool) -> bool:
+        """Adds the call to the stream unless another has claimed it; moves the exchange's end."""
+        if stream is None or stream.seen & DONE:
+            return claimed
+        if not claimed:
+            stream.exchange.calls.append(call)
+        stream.exchange.end_ns = max(stream.exchange.end_ns, call.exit_ns)
+        return True
+
+    def _pass_left(self, direction: _Direction, call: Call | None, size: int, *, claimed: bool) -> bool:
+        """Counts down a payload nobody needs; at its end, END_STREAM takes effect."""
+        stream = direction.left_stream
+        if call is not None and size:
+            claimed = self._claim(stream, call, claimed=claimed)
+        direction.left -= size
+        if not direction.left:
+            direction.left_stream = None
+            direction.slow = False
+            if direction.left_ends and stream is not None and not stream.seen & DONE:
+                self._end(direction, stream)
+        return claimed
+
+    def _walk(self, direction: _Direction, call: Call, data: bytes, at: int, origin: Call, *, claimed: bool) -> bool:
+        """The hot loop: whole frames from offset `at`, a frame header there. Returns whether a stream claimed the call.
+
+        Args:
+            direction: whose bytes.
+            call: the call that moved the end of `data`.
+            data: bytes.
+            at: where the first frame header begins.
+            origin: the call that moved the first byte at `at`.
+            claimed: whether the call has been claimed already.
+        """
+        streams = self._streams
+        size = len(data)
+        max_head = direction.max_head
+        is_request = direction.is_request
+        while size - at >= 9:
+            head, flags, stream_id = _unpack_header(data, at)
+            start = at + 9
+            end = start + (head >> 8)
+            kind = head & 0xFF
+            if stream_id > 0x7FFFFFFF:  # the reserved bit is ignored (§4.1)
+                stream_id &= 0x7FFFFFFF
+            if head > max_head:
+                return self._bad_frame(direction, data, at, "frame_size", claimed=claimed)
+            if kind == 0:  # DATA
+                body = end - start
+                pad = 0
+                if flags & 0x8:
+                    if start >= size:
+                        break
+                    pad = data[start]
+                    body -= pad + 1
+                    if body < 0:
+                        return self._bad_frame(direction, data, at, "padding", claimed=claimed)
+                stream = streams.get(stream_id)
+                if stream is not None:
+                    exchange = stream.exchange
+                    if not claimed:
+                        exchange.calls.append(call)
+                        claimed = True
+                    exchange.end_ns = max(exchange.end_ns, call.exit_ns)
+                    if is_request:
+                        exchange.request_body_bytes += body
+                    else:
+                        exchange.response_body_bytes += body
+                    if flags & 0x1 and end <= size:
+                        self._end(direction, stream)
+                elif not stream_id or direction.block is not None:
+                    return self._bad_frame(direction, data, at, "frame_order", claimed=claimed)
+                if end > size:
+                    self._leave(direction, end - size, stream, pad, ends=flags & 0x1 != 0)
+                    return claimed
+            elif kind == 1:  # HEADERS
+                if end > size:
+                    break
+                if direction.block is not None or not stream_id:
+                    return self._bad_frame(direction, data, at, "frame_order", claimed=claimed)
+                if flags & 0x28:
+                    start, stop = frames.content_range(kind, flags, data, start, end)
+                else:
+                    stop = end
+                stream = streams.get(stream_id)
+                if stream is None or (is_request and not stream.seen & REQUEST_HEAD):
+                    stream = self._stream_for_head(direction, stream_id, origin)
+                if stream is not None:
+                    exchange = stream.exchange
+                    if not claimed:
+                        exchange.calls.append(call)
+                        claimed = True
+                    exchange.end_ns = max(exchange.end_ns, call.exit_ns)
+                if flags & 0x4:
+                    self._read_block(direction, stream, data[start:stop], ends=flags & 0x1 != 0)
+                else:
+                    self._begin_block(direction, stream, data[start:stop], ends=flags & 0x1 != 0, is_push=False)
+            elif kind == 8 or kind == 6 or kind == 2:  # WINDOW_UPDATE, PING, PRIORITY
+                if direction.block is not None or not frames.is_sound(kind, head >> 8, stream_id):
+                    return self._bad_frame(direction, data, at, "frame_order", claimed=claimed)
+                if end > size:
+                    self._leave(direction, end - size, None, 0, ends=False)
+                    return claimed
+            elif kind in _KEPT_WHOLE:
+                if not frames.is_sound(kind, head >> 8, stream_id) or (direction.block is None) is (kind == 9):
+                    return self._bad_frame(direction, data, at, "frame_order", claimed=claimed)
+                if end > size:
+                    break
+                claimed = self._rare_frame(direction, call, origin, data[at:end], claimed=claimed)
+            elif end > size:
+                self._leave(direction, end - size, None, 0, ends=False)
+                return claimed
+            at = end
+            origin = call
+        if at < size:
+            claimed = self._keep(direction, call, data[at:], origin, claimed=claimed)
+        return claimed
+
+    def _keep(self, direction: _Direction, call: Call, part: bytes, origin: Call, *, claimed: bool) -> bool:
+        """Keeps the beginning of a frame until the rest is here."""
+        need = frames.FRAME_HEADER_SIZE
+        stream = None
+        if len(part) >= need:
+            head, flags, stream_id = _unpack_header(part)
+            kind = head & 0xFF
+            need = need + 1 if kind == frames.DATA and flags & frames.PADDED else need + (head >> 8)
+            if need > MAX_HEADER_BLOCK:
+                return self._bad_frame(direction, part, 0, "header_block_size", claimed=claimed)
+            stream = self._stream_of(direction, kind, stream_id, origin)
+            claimed = self._claim(stream, call, claimed=claimed)
+        direction.partial += part
+        direction.need = need
+        direction.origin = origin
+        direction.partial_stream = stream
+        direction.slow = True
+        return claimed
+
+    def _leave(self, direction: _Direction, size: int, stream: Stream | None, pad: int, *, ends: bool) -> None:
+        """Counts the next `size` bytes down without looking at them."""
+        direction.left = size
+        direction.left_stream = stream
+        direction.left_pad = pad
+        direction.left_ends = ends
+        direction.slow = True
+
+    # Frames other than DATA and HEADERS
+
+    def _rare_frame(self, direction: _Direction, call: Call, origin: Call, frame: bytes, *, claimed: bool) -> bool:
+        """RST_STREAM, SETTINGS, GOAWAY, PUSH_PROMISE and CONTINUATION, each whole. Returns whether the call is claimed."""
+        head, flags, stream_id = _unpack_header(frame)
+        kind = head & 0xFF
+        stream_id &= frames.STREAM_ID_MASK
+        if kind == frames.SETTINGS:
+            self._settings(direction, flags, frame[frames.FRAME_HEADER_SIZE :])
+        elif kind == frames.RST_STREAM:
+            stream = self._streams.get(stream_id)
+            claimed = self._claim(stream, call, claimed=claimed)
+            if stream is not None:
+                self._finish(stream)
+        elif kind == frames.GOAWAY:
+            if not direction.is_request:
+                self._disown(int.from_bytes(frame[9:13]) & frames.STREAM_ID_MASK)
+        elif kind == frames.CONTINUATION:
+            claimed = self._claim(direction.block_stream, call, claimed=claimed)
+            self._continue_block(direction, frame[frames.FRAME_HEADER_SIZE :], ends=bool(flags & frames.END_HEADERS))
+        elif not direction.is_request:
+            claimed = self._push_promise(direction, call, origin, frame, claimed=claimed)
+        return claimed
+
+    def _settings(self, direction: _Direction, flags: int, payload: bytes) -> None:
+        """SETTINGS bounds the other side's encoder and frames; ACK says that side's limit is in force (§6.5.3).
+
+        Between the two the encoder may use either limit, so the larger is allowed.
+        """
+        other = self._response if direction.is_request else self._request
+        if flags & frames.ACK:
+            if other.settings_sent:
+                size = other.settings_sent.pop(0)
+                if size is not None:
+                    waiting = [later for later in other.settings_sent if later is not None]
+                    direction.decoder.allowed = max(size, *waiting) if waiting else size
+            return
+        settings = frames.parse_settings(payload)
+        size = settings.get(frames.SETTINGS_HEADER_TABLE_SIZE)
+        direction.settings_sent.append(size)
+        if size is not None and other.decoder.allowed is not None:
+            other.decoder.allowed = max(size, other.decoder.allowed)
+        if len(direction.settings_sent) > MAX_SETTINGS_SENT:
+            direction.settings_sent.clear()
+            other.decoder.allowed = None
+        longest = settings.get(frames.SETTINGS_MAX_FRAME_SIZE, 0)
+        if frames.DEFAULT_MAX_FRAME_SIZE <= longest <= frames.LARGEST_FRAME_SIZE:
+            other.max_head = max(other.max_head, longest << 8 | 0xFF)
+
+    def _disown(self, last_stream_id: int) -> None:
+        """The server's GOAWAY: requests above `last_stream_id` were not and will not be processed (§6.8)."""
+        for stream in list(self._streams.values()):
+            if stream.id > last_stream_id and stream.id & 1:
+                self._finish(stream)
+
+    def _push_promise(self, direction: _Direction, call: Call, origin: Call, frame: bytes, *, claimed: bool) -> bool:
+        """A pushed request travels in the response direction and is complete with its header block (§8.4)."""
+        flags = frame[4]
+        start, stop = frames.content_range(frames.PUSH_PROMISE, flags, frame, frames.FRAME_HEADER_SIZE, len(frame))
+        promised = int.from_bytes(frame[max(start - 4, 0) : start]) & frames.STREAM_ID_MASK
+        stream = None
+        if promised and not promised & 1 and promised not in self._streams:
+            stream = self._begin(promised, origin)
+        claimed = self._claim(stream, call, claimed=claimed)
+        self._begin_block(direction, stream, frame[start:stop], ends=True, is_push=True)
+        if flags & frames.END_HEADERS:
+            self._end_block(direction)
+        return claimed
+
+    # Header blocks
+
+    def _begin_block(
+        self, direction: _Direction, stream: Stream | None, fragment: bytes, *, ends: bool, is_push: bool
+    ) -> None:
+        direction.block = bytearray(fragment)
+        direction.block_stream = stream
+        direction.block_ends = ends
+        direction.block_is_push = is_push
+        direction.block_damaged = False
+
+    def _continue_block(self, direction: _Direction, fragment: bytes, *, ends: bool) -> None:
+        block = direction.block
+        if block is None:
+            return
+        block += fragment
+        if len(block) > MAX_HEADER_BLOCK and not direction.block_damaged:
+            self._count("header_block_size")
+            self._damage_block(direction, Completeness.TRUNCATED)
+        if ends:
+            self._end_block(direction)
+
+    def _end_block(self, direction: _Direction) -> None:
+        block, direction.block = direction.block, None
+        stream, direction.block_stream = direction.block_stream, None
+        if block is None:
+            return
+        if not direction.block_damaged:
+            self._read_block(
+                direction, stream, bytes(block), ends=direction.block_ends, is_push=direction.block_is_push
+            )
+        elif direction.block_ends and stream is not None and not stream.seen & DONE:
+            self._end(direction, stream)
+
+    def _damage_block(self, direction: _Direction, label: Completeness) -> None:
+        """Reads what is there of a block whose rest is missing, and forgets the table that the rest would have changed."""
+        block, stream = direction.block, direction.block_stream
+        if block is None:
+            return
+        fields = direction.decoder.decode(bytes(block)).fields
+        direction.decoder.restart()
+        direction.label = label
+        direction.block_damaged = True
+        block.clear()
+        if stream is not None and not stream.seen & DONE:
+            self._read_fields(direction, stream, fields, label, is_push=direction.block_is_push)
+            stream.label = stream.label or label
+
+    def _read_block(
+        self, direction: _Direction, stream: Stream | None, block: bytes, *, ends: bool, is_push: bool = False
+    ) -> None:
+        """Decodes a whole header block, which every block must be for the table's sake, and gives it to its stream."""
+        decoder = direction.decoder
+        fields, unknown, error = decoder.decode(block)
+        if error:
+            self._count(error)
+            direction.label = Completeness.GAP
+        if not decoder.complete:
+            self.fields_known += len(fields)
+            self.fields_unknown += unknown
+        if stream is None or stream.seen & DONE:
+            return
+        exchange = stream.exchange
+        if self._read_fields(direction, stream, fields, direction.label if unknown else None, is_push=is_push):
+            if direction.is_request or is_push:
+                exchange.request_header_bytes += len(block)
+            else:
+                exchange.response_header_bytes += len(block)
+        if is_push:
+            stream.seen |= REQUEST_END
+        elif ends:
+            self._end(direction, stream)
+
+    def _read_fields(
+        self,
+        direction: _Direction,
+        stream: Stream,
+        fields: dict[bytes, bytes],
+        unknown: Completeness | None,
+        *,
+        is_push: bool,
+    ) -> bool:
+        """Returns whether the block counts in the header sizes."""
+        if not direction.is_request and not is_push:
+            return read_response(stream, fields, unknown)
+        if not stream.seen & REQUEST_HEAD:
+            read_request(stream, fields, unknown)
+        return True
+
+    # Streams
+
+    def _begin(self, stream_id: int, origin: Call) -> Stream:
+        """A new stream whose first byte was in `origin`."""
+        if len(self._streams) >= MAX_STREAMS:
+            self._count("streams")
+            self._finish(next(iter(self._streams.values())))
+        began = origin.exit_ns if origin.operation is Operation.READ else origin.enter_ns
+        stream = self._streams[stream_id] = Stream(stream_id, Exchange(2, stream_id=stream_id, start_ns=began))
+        return stream
+
+    def _stream_for_head(self, direction: _Direction, stream_id: int, origin: Call) -> Stream | None:
+        """The live stream of a HEADERS frame, begun here if it can be new; None if it ended before."""
+        stream = self._streams.get(stream_id)
+        if not direction.is_request:
+            if stream is None and self._may_lack_request(stream_id):
+                stream = self._begin(stream_id, origin)
+            return stream
+        if stream_id <= self._last_request or not stream_id & 1:
+            return stream
+        if self._requests_from == NEVER:
+            self._requests_from = stream_id
+        self._last_request = stream_id
+        if stream is None:
+            stream = self._begin(stream_id, origin)
+        else:  # its response came first: calls of two threads can be recorded in either order
+            stream.exchange.start_ns = origin.exit_ns if origin.operation is Operation.READ else origin.enter_ns
+        if self._orphans:
+            self._finish_orphans(stream_id)
+        return stream
+
+    def _may_lack_request(self, stream_id: int) -> bool:
+        """Whether a response on an unknown stream may belong to a request that was missed or is still to come."""
+        if self._requests_from <= stream_id <= self._last_request or stream_id in self._closed:
+            return False
+        return bool(stream_id & 1) or self._uncertain
+
+    def _finish_orphans(self, below: int) -> None:
+        """Responses that ended on streams below a request's stream: their own request will not come any more."""
+        self._orphans = False
+        for stream in list(self._streams.values()):
+            if stream.seen & (REQUEST_HEAD | RESPONSE_END) == RESPONSE_END:
+                if stream.id < below:
+                    self._finish(stream)
+                else:
+                    self._orphans = True
+
+    def _end(self, direction: _Direction, stream: Stream) -> None:
+        """One side ended the stream."""
+        stream.seen |= REQUEST_END if direction.is_request else RESPONSE_END
+        seen = stream.seen
+        if seen & BOTH_ENDS == BOTH_ENDS:
+            self._finish(stream)
+        elif seen & RESPONSE_END:
+            if not seen & REQUEST_HEAD:
+                if stream.id < self._requests_from != NEVER:
+                    self._finish(stream)
+                else:
+                    self._orphans = True
+            elif seen & REQUEST_LOSS:
+                self._finish(stream)
+
+    def _finish(self, stream: Stream) -> None:
+        """The exchange is over: labels it and lets it go."""
+        seen = stream.seen
+        if seen & DONE:
+            return
+        stream.seen = seen | DONE
+        del self._streams[stream.id]
+        exchange = stream.exchange
+        label = stream.label
+        if label is None and seen & _WHOLE != _WHOLE:
+            label = self._label_of_incomplete(seen)
+        if label is not None:
+            exchange.completeness = label
+        for direction in self._directions:
+            if direction.left_stream is stream:
+                self._take_back(direction, exchange)
+        if self._uncertain:
+            self._closed[stream.id] = None
+            if len(self._closed) > MAX_CLOSED:
+                del self._closed[next(iter(self._closed))]
+        self.exchanges.append(exchange)
+
+    def _label_of_incomplete(self, seen: int) -> Completeness | None:
+        """The label of a stream of which a head is missing."""
+        if not seen & REQUEST_HEAD:
+            return self._request.label
+        return self._response.label if seen & RESPONSE_LOSS else Completeness.NO_RESPONSE
+
+    def _take_back(self, direction: _Direction, exchange: Exchange) -> None:
+        """Bytes of a DATA frame that never came do not count."""
+        missing = max(direction.left - direction.left_pad, 0)
+        if direction.is_request:
+            exchange.request_body_bytes -= missing
+        else:
+            exchange.response_body_bytes -= missing
+
+    # Losses
+
+    def _pass_over(self, direction: _Direction, call: Call | None, size: int, label: Completeness | None) -> None:
+        """`size` bytes that nobody saw (-1: any number); `label` for streams they belong to, None for skipped bodies."""
+        if direction.seeker is not None:
+            if size < 0:
+                self._release(direction)
+                direction.seek(direction.label)
+            else:
+                direction.seeker.add(None, b"", size, claimed=True)
+            return
+        if size > 0 and direction.left:
+            stream = direction.left_stream
+            if stream is not None and label is not None:
+                stream.label = stream.label or label
+            take = min(size, direction.left)
+            size -= take
+            self._pass_left(direction, call, take, claimed=True)
+        if size > 0 and len(direction.partial) >= frames.FRAME_HEADER_SIZE:
+            missing = direction.need - len(direction.partial)
+            if size <= missing and self._damage_frame(direction, label or Completeness.TRUNCATED):
+                if missing > size:
+                    self._leave(direction, missing - size, None, 0, ends=False)
+                return
+        if size:
+            self._desync(direction, label or Completeness.TRUNCATED, "")
+
+    def _damage_frame(self, direction: _Direction, label: Completeness) -> bool:
+        """A hole in the frame in `partial`: uses the fragment before it. False if the frame is not of a header block."""
+        part = bytes(direction.partial)
+        head, flags, _ = _unpack_header(part)
+        kind = head & 0xFF
+        stream = direction.partial_stream
+        size = frames.FRAME_HEADER_SIZE
+        if kind == frames.HEADERS:
+            start, stop = frames.content_range(kind, flags, part, size, size + (head >> 8))
+            self._begin_block(direction, stream, part[start:stop], ends=bool(flags & frames.END_STREAM), is_push=False)
+        elif kind == frames.CONTINUATION and direction.block is not None:
+            start, stop = size, size + (head >> 8)
+            direction.block += part[start:]
+            stream = direction.block_stream
+        else:
+            return False
+        if stream is not None and not stream.seen & DONE:
+            if direction.is_request:
+                stream.exchange.request_header_bytes += stop - start
+            else:
+                stream.exchange.response_header_bytes += stop - start
+        direction.partial.clear()
+        direction.partial_stream = None
+        direction.slow = False
+        self._damage_block(direction, label)
+        if flags & frames.END_HEADERS:
+            self._end_block(direction)
+        return True
+
+    def _bad_frame(self, direction: _Direction, data: bytes, at: int, reason: str, *, claimed: bool) -> bool:
+        """What should be a frame header is none: the position is wrong, or the peer is. Looks for the next boundary."""
+        direction.rest = data[at:]
+        self._desync(direction, Completeness.GAP, reason)
+        self._futile = self._futile + 1 if self._last_request == self._futile_at else 0
+        self._futile_at = self._last_request
+        if self._futile > MAX_FUTILE:
+            self._give_up()
+        return claimed
+
+    def _desync(self, direction: _Direction, label: Completeness, reason: str) -> None:
+        """This side's frame position and header table are lost; the other side goes on.
+
+        Args:
+            direction: the side.
+            label: for what was open, and for what cannot be decoded from here on.
+            reason: counted in `errors`; empty if this is no error of parsing.
+        """
+        if reason:
+            self._count(reason)
+        other = self._response if direction.is_request else self._request
+        other.decoder.allowed = None  # this side's SETTINGS may have been lost
+        other.max_head = frames.LARGEST_FRAME_SIZE << 8 | 0xFF
+        self._mark_lost(direction, label)
+        if direction.block is not None:
+            self._damage_block(direction, label)
+        self._release(direction)
+        direction.seek(label)
+        self._uncertain = True
+        if direction.is_request:
+            self._requests_from = NEVER
+
+    def _mark_lost(self, direction: _Direction, label: Completeness) -> None:
+        """Labels the open streams that may have lost a part of what had begun.
+
+        Newest first, up to one marked before: so each stream is visited once a side, however many losses there are.
+        """
+        mark, head, end = (
+            (REQUEST_LOSS, REQUEST_HEAD, REQUEST_END)
+            if direction.is_request
+            else (RESPONSE_LOSS, RESPONSE_HEAD, RESPONSE_END)
+        )
+        for stream in reversed(list(self._streams.values())):
+            if stream.seen & mark:
+                break
+            stream.seen |= mark
+            if stream.seen & head and not stream.seen & end:
+                stream.label = stream.label or label
+
+    def _release(self, direction: _Direction) -> None:
+        """Lets go of the calls this side keeps back."""
+        self.loose += direction.pending
+        direction.pending.clear()
+        if direction.seeker is not None:
+            self.loose += direction.seeker.dropped
+            self.loose += [s.call for s in direction.seeker.segments if s.call is not None and not s.claimed]
+            direction.seeker = None
+
+    def _give_up(self) -> None:
+        """This is not HTTP/2, or not any that can be followed: from here on the connection is TCP."""
+        self._count("gave_up")
+        self.close(0)
+        self.protocol = ProtocolName.TCP
+        for direction in self._directions:
+            direction.slow = True
+
+    def _count(self, reason: str) -> None:
+        self.errors[reason] = self.errors.get(reason, 0) + 1

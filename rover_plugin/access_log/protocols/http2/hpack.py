@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HPACK for an observer (RFC 7541): exact from the first block, or exact about everything since it began to listen.
+
+Rule 1: dynamic indices count from the newest entry, so a reference to one of the last n insertions is exact for
+whoever saw these n insertions, whatever was inserted or evicted before. A decoder that joins late keeps a window of
+what it saw; a reference beyond it is *unknown*: counted, never guessed. The representation can still be skipped,
+because it says its own length.
+
+Rule 2: entries leave the table oldest first. As soon as what was seen must have filled the table, nothing unseen is
+left in it and the window is the table (`complete`). This needs the table's limit, which is known from the start of
+the connection or from the next dynamic table size update.
+
+Rule 3: after a lost or malformed block nobody knows what was inserted; the window starts again, empty.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+from rover_plugin.access_log.protocols.http2 import huffman
+from rover_plugin.access_log.protocols.trace_context import HEADER_NAMES
+
+DEFAULT_TABLE_SIZE: Final = 4096
+LARGEST_EXACT_TABLE: Final = 1 << 20  # a limit above is kept to this size, and what falls out is unknown
+UNKNOWN_LIMIT_WINDOW: Final = 64 * 1024  # bytes of window kept while the table's limit is unknown
+ENTRY_OVERHEAD: Final = 32  # RFC 7541 §4.1
+LARGEST_INDEX: Final = 61 + LARGEST_EXACT_TABLE // ENTRY_OVERHEAD
+INTEGER_LIMIT: Final = 1 << 32
+CACHED_BLOCKS: Final = 256
+CACHED_PATHS: Final = 512
+
+# Fields whose values the log needs; every other field only takes its room in the table.
+WANTED: Final = {
+    name: name
+    for name in (
+        b":method",
+        b":path",
+        b":authority",
+        b":status",
+        b"host",
+        b"grpc-status",
+        b"grpc-message",
+        *HEADER_NAMES,
+    )
+}
+
+# A field whose name is unknown, but whose value has the shape of a trace header.
+TRACEPARENT_BY_SHAPE: Final = b"traceparent by shape"
+SW8_BY_SHAPE: Final = b"sw8 by shape"
+_TRACEPARENT_SHAPE = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_SW8_SHAPE = re.compile(rb"[01](?:-[A-Za-z0-9+/]+={0,2}){2}-\d+(?:-[A-Za-z0-9+/]*={0,2}){4}")
+
+# (key, name, value): key is what the value is known under in a HeaderBlock, None for a field
+# nobody wants; name is None where it is unknown.
+Entry = tuple[bytes | None, bytes | None, bytes]
+
+# RFC 7541 appendix A, entries 1 to 61: "name value" or "name".
+_STATIC_TABLE = b"""
+:authority; :method GET; :method POST; :path /; :path /index.html; :scheme http; :scheme https; :status 200;
+:status 204; :status 206; :status 304; :status 400; :status 404; :status 500; accept-charset;
+accept-encoding gzip, deflate; accept-language; accept-ranges; accept; access-control-allow-origin; age; allow;
+authorization; cache-control; content-disposition; content-encoding; content-language; content-length;
+content-location; content-range; content-type; cookie; date; etag; expect; expires; from; host; if-match;
+if-modified-since; if-none-match; if-range; if-unmodified-since; last-modified; link; location; max-forwards;
+proxy-authenticate; proxy-authorization; range; referer; refresh; retry-after; server; set-cookie;
+strict-transport-security; transfer-encoding; user-agent; vary; via; www-authenticate
+"""
+STATIC: Final[tuple[Entry, ...]] = (
+    (None, None, b""),
+    *(
+        (WANTED.get(name), name, value)
+        for name, _, value in (f.strip().partition(b" ") for f in _STATIC_TABLE.split(b";"))
+    ),
+)
+
+
+class HeaderBlock(NamedTuple):
+    """What one header block said.
+
+    Attributes:
+        fields: the wanted fields; shared between blocks that are equal, so read only.
+        unknown: how many fields are unknown, because they refer to what was not seen or follow an error.
+        error: why decoding stopped, or an empty string.
+    """
+
+    fields: dict[bytes, bytes]
+    unknown: int
+    error: str
+
+
+def read_integer(block: bytes, at: int, prefix: int) -> tuple[int, int]:
+    """An integer whose prefix was all ones (§5.1), and the offset behind it.
+
+    Raises:
+        IndexError: the block ends inside it.
+        OverflowError: more than 32 bits.
+    """
+    value, shift = prefix, 0
+    while True:
+        byte = block[at]
+        at += 1
+        value += (byte & 0x7F) << shift
+        if byte < 0x80:
+            break
+        shift += 7
+        if shift > 28:
+            raise OverflowError
+    if value >= INTEGER_LIMIT:
+        raise OverflowError
+    return value, at
+
+
+def _key_by_shape(value: bytes) -> bytes | None:
+    if len(value) == 55 and _TRACEPARENT_SHAPE.fullmatch(value):
+        return TRACEPARENT_BY_SHAPE
+    if len(value) > 40 and _SW8_SHAPE.fullmatch(value):
+        return SW8_BY_SHAPE
+    return None
+
+
+class HeaderDecoder:
+    """Decoder of one direction's header blocks.
+
+    Args:
+        from_start: True if the first block it will see is the connection's first.
+
+    Attributes:
+        complete: every live entry of the encoder's table is in `entries`.
+        limit: maximum size of the table as the encoder last said; None while unknown.
+        allowed: largest limit the encoder may choose, by the other side's SETTINGS; None while unknown.
+        entries: the dynamic table as far as seen, oldest first.
+        size: bytes of `entries` (§4.1); a name that is unknown counts as empty.
+    """
+
+    __slots__ = ("_blocks", "_paths", "allowed", "complete", "entries", "limit", "room", "size")
+
+    def __init__(self, *, from_start: bool) -> None:
+        self.complete = from_start
+        self.limit: int | None = DEFAULT_TABLE_SIZE if from_start else None
+        self.allowed: int | None = DEFAULT_TABLE_SIZE if from_start else None
+        self.room = DEFAULT_TABLE_SIZE if from_start else UNKNOWN_LIMIT_WINDOW
+        self.entries: list[Entry] = []
+        self.size = 0
+        self._blocks: dict[bytes, HeaderBlock] = {}
+        self._paths: dict[bytes, bytes] = {}
+
+    def restart(self) -> None:
+        """Forgets the table: something was lost, and it may have changed anything, the limits included."""
+        self.complete = False
+        self.limit = self.allowed = None
+        self.room = UNKNOWN_LIMIT_WINDOW
+        self.entries.clear()
+        self.size = 0
+        self._blocks.clear()
+
+    def decode(self, block: bytes) -> HeaderBlock:
+        """Decodes one whole header block and applies it to the table. Never raises.
+
+        A malformed block gives the fields before the error and restarts the window.
+        """
+        cached = self._blocks.get(block)
+        if cached is not None:
+            return cached
+        fields: dict[bytes, bytes] = {}
+        entries = self.entries
+        unknown = 0
+        error = ""
+        indexed_only = True
+        key: bytes | None
+        name: bytes | None
+        at = 0
+        end = len(block)
+        try:
+            while at < end:
+                byte = block[at]
+                at += 1
+                if byte >= 0x80:  # indexed field (§6.1)
+                    index = byte & 0x7F
+                    if index == 0x7F:
+                        index, at = read_integer(block, at, 0x7F)
+                    if index > 61:
+                        try:
+                            key, _, value = entries[61 - index]
+                        except IndexError:
+                            if self.complete or index > LARGEST_INDEX:
+                                error = "hpack_index"
+                                break
+                            unknown += 1
+                            continue
+                    elif index:
+                        key, _, value = STATIC[index]
+                    else:
+                        error = "hpack_index"
+                        break
+                    if key is not None:
+                        fields[key] = value
+                    continue
+                indexed_only = False
+                if byte >= 0x40:  # literal with incremental indexing (§6.2.1)
+                    insert = True
+                    index = byte & 0x3F
+                    if index == 0x3F:
+                        index, at = read_integer(block, at, 0x3F)
+                elif byte < 0x20:  # literal without indexing, or never indexed (§6.2.2, §6.2.3)
+                    insert = False
+                    index = byte & 0x0F
+                    if index == 0x0F:
+                        index, at = read_integer(block, at, 0x0F)
+                else:  # dynamic table size update (§6.3)
+                    index = byte & 0x1F
+                    if index == 0x1F:
+                        index, at = read_integer(block, at, 0x1F)
+                    if fields or unknown or (self.allowed is not None and index > self.allowed):
+                        error = "hpack_table_size"
+                        break
+                    self._resize(index)
+                    continue
+                if index > 61:
+                    try:
+                        key, name, _ = entries[61 - index]
+                    except IndexError:
+                        if self.complete or index > LARGEST_INDEX:
+                            error = "hpack_index"
+                            break
+                        key = name = None
+                elif index:
+                    key, name, _ = STATIC[index]
+                else:
+                    byte = block[at]
+                    at += 1
+                    length = byte & 0x7F
+                    if length == 0x7F:
+                        length, at = read_integer(block, at, 0x7F)
+                    stop = at + length
+                    if stop > end:
+                        error = "hpack_truncated"
+                        break
+                    name = huffman.decode(block[at:stop]) if byte >= 0x80 else block[at:stop]
+                    if name is None:
+                        error = "hpack_huffman"
+                        break
+                    at = stop
+                    key = WANTED.get(name)
+                byte = block[at]
+                at += 1
+                length = byte & 0x7F
+                if length == 0x7F:
+                    length, at = read_integer(block, at, 0x7F)
+                stop = at + length
+                if stop > end:
+                    error = "hpack_truncated"
+                    break
+                if insert or key is not None or name is None:
+                    text = self._text(block[at:stop], key) if byte >= 0x80 else block[at:stop]
+                    if text is None:
+                        error = "hpack_huffman"
+                        break
+                    if name is None:
+                        key = _key_by_shape(text)
+                        unknown += 1
+                    if key is not None:
+                        fields[key] = text
+                    if insert:
+                        entries.append((key, name, text))
+                        self.size += len(text) + ENTRY_OVERHEAD + (len(name) if name is not None else 0)
+                        if self.size > self.room:
+                            self._evict()
+                        if self._blocks:
+                            self._blocks.clear()
+                at = stop
+        except IndexError:
+            error = "hpack_truncated"
+        except OverflowError:
+            error = "hpack_integer"
+        if error:
+            self.restart()
+            return HeaderBlock(fields, unknown + 1, error)
+        result = HeaderBlock(fields, unknown, "")
+        if indexed_only and len(self._blocks) < CACHED_BLOCKS:
+            self._blocks[block] = result
+        return result
+
+    def _text(self, coded: bytes, key: bytes | None) -> bytes | None:
+        """Decodes a Huffman-coded value. Paths repeat, and many encoders never index them, so they are remembered."""
+        if key != b":path":
+            return huffman.decode(coded)
+        text = self._paths.get(coded)
+        if text is None:
+            text = huffman.decode(coded)
+            if text is not None:
+                if len(self._paths) >= CACHED_PATHS:
+                    self._paths.clear()
+                self._paths[coded] = text
+        return text
+
+    def _resize(self, limit: int) -> None:
+        """Applies the encoder's new limit (§6.3)."""
+        self.limit = limit
+        self.room = min(limit, LARGEST_EXACT_TABLE)
+        if self.size > self.room:
+            self._evict()
+        elif not limit:
+            self.complete = True
+        self._blocks.clear()
+
+    def _evict(self) -> None:
+        """Drops the oldest entries until the rest fits (§4.4)."""
+        entries = self.entries
+        size = self.size
+        drop = 0
+        while size > self.room:
+            _, name, value = entries[drop]
+            size -= len(value) + ENTRY_OVERHEAD + (len(name) if name is not None else 0)
+            drop += 1
+        del entries[:drop]
+        self.size = size
+        # Sizes here are never too large, so what was dropped is surely gone, and all that is older with it.
+        self.complete = self.limit == self.room

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of processes with its revisions and the last of its changes."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections import deque
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rover_plugin.discovery.model import Process, ProcessKey
+
+HISTORY = 8192  # changes kept for clients that lag or come back: some seconds of a fork storm, a few MB
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """A process that was not in the table."""
+
+    process: Process
+
+
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """A process of the table, with other facts or entities than before."""
+
+    process: Process
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """A process that is no longer in the table."""
+
+    key: ProcessKey
+
+
+Change = Added | Updated | Removed
+
+
+class ProcessTable:
+    """Thread-safe; every change raises the revision by one.
+
+    Args:
+        history: how many changes are kept for `since`.
+    """
+
+    def __init__(self, history: int = HISTORY) -> None:
+        self.epoch = uuid.uuid4().hex
+        self._processes: dict[ProcessKey, Process] = {}
+        self._history: deque[Change] = deque(maxlen=history)
+        self._revision = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing will ever change again."""
+        return self._closed
+
+    def __len__(self) -> int:
+        return len(self._processes)
+
+    def get(self, key: ProcessKey) -> Process | None:
+        """The process with this identity, if it is listed."""
+        with self._changed:
+            return self._processes.get(key)
+
+    def update(self, processes: Iterable[Process] = (), removed: Iterable[ProcessKey] = ()) -> None:
+        """Adds or replaces `processes` and drops `removed`; what changes nothing makes no revision."""
+        with self._changed:
+            before = self._revision
+            for process in processes:
+                self._put(process)
+            for key in removed:
+                if self._processes.pop(key, None) is not None:
+                    self._record(Removed(key))
+            if self._revision != before:
+                self._changed.notify_all()
+
+    def _put(self, process: Process) -> None:
+        known = self._processes.get(process.key)
+        if known != process:
+            self._processes[process.key] = process
+            self._record(Added(process) if known is None else Updated(process))
+
+    def _record(self, change: Change) -> None:
+        self._revision += 1
+        self._history.append(change)
+
+    def snapshot(self) -> tuple[int, tuple[Process, ...]]:
+        """The revision and all processes at it."""
+        with self._changed:
+            return self._revision, tuple(self._processes.values())
+
+    def since(self, revision: int) -> list[Change] | None:
+        """The changes after `revision`, oldest first; `None` if they are forgotten or the revision is none of ours."""
+        with self._changed:
+            count = self._revision - revision
+            if not 0 <= count <= len(self._history):
+                return None
+            return list(islice(reversed(self._history), count))[::-1]
+
+    def wait(self, revision: int, timeout_s: float) -> None:
+        """Returns when the table is past `revision`, is closed, somebody calls `wake`, or the time is over."""
+        with self._changed:
+            if self._revision == revision and not self._closed:
+                self._changed.wait(timeout_s)
+
+    def wake(self) -> None:
+        """Makes every `wait` return."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Ends every `wait`, now and in future."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()

@@ -133,6 +133,7 @@ class FeedServer:
             if self._tcp:
                 self.tcp_port = _bind_tcp(server, self._tcp)
         except FeedError:
+            server.stop(None).wait()  # gives up what it has bound
             self._release()
             raise
         server.start()

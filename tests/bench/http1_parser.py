@@ -44,8 +44,8 @@ def _request(number: int) -> bytes:
         b"%s /api/v1/items/%d?session=%x HTTP/1.1\r\nHost: shop-%d.example.com\r\n"
         b"User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0\r\n"
         b"Accept: application/json, text/plain, */*\r\nAccept-Language: en-GB,en;q=0.9\r\n"
-        b"Accept-Encoding: gzip, deflate, br\r\nCookie: session=%032x\r\nX-Request-Id: %016x\r\n%s%sConnection: keep-alive"
-        b"\r\n\r\n%s"
+        b"Accept-Encoding: gzip, deflate, br\r\nCookie: session=%032x\r\nX-Request-Id: %016x\r\n%s%s"
+        b"Connection: keep-alive\r\n\r\n%s"
     ) % (b"POST" if content else b"GET", number, number * 7919, number % 50, number, number, length, trace, content)
 
 

@@ -606,6 +606,8 @@ class Http1Analyzer:
         if exchange.path is None:  # its request was never seen
             self._end_response(exchange)
         else:
+            exchange.status = None
+            exchange.response_header_bytes = 0
             self.handover.upgraded = exchange
             if self._request.exchange is exchange:
                 self._request.exchange = None
@@ -619,7 +621,7 @@ class Http1Analyzer:
             return start
         rest = []
         if calls and calls[0] is half.first:
-            rest.append(Piece(half.side, calls[0], head[:start], 0))
+            rest.append(Piece(half.side, calls[0], head[:-start], 0))
             self.loose += calls[1:-1]
             half.calls = []
             self._fresh = True

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a connection speaks, and who asks: learnt from the bytes of both directions, and revisable.
+
+What is proof, at the beginning of a call or of a few short calls put together:
+
+- HTTP/1: a whole request line or status line with `HTTP/1.x` (RFC 9112 §3, §4), or hundreds of bytes of a long target;
+- HTTP/2: the client preface (RFC 9113 §3.4), or valid frames that end where the call ends, one of them HEADERS whose
+  block is well-formed HPACK with pseudo-header fields (`frame_shape`);
+- TLS: record headers (RFC 8446 §5.1) that end where the call ends, or two calls that begin with one.
+
+Everything less is no proof: a connection is TCP once both directions have shown enough of something else. That verdict
+is the only one that `Detector.feed` takes back, when a later call does begin with one of the above (late join in the
+middle of a body, STARTTLS, PROXY protocol lines, a tunnel).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+
+from rover_plugin.access_log.model import Direction, ProtocolName
+from rover_plugin.access_log.protocols.http1_head import begins_message, may_begin_message
+from rover_plugin.access_log.protocols.frame_shape import Speaker, judge_frames
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+_MAX_PENDING = 2048  # bytes of a cut beginning that are kept, per direction
+_LONG_TARGET = 256  # bytes of a request line without end that are proof enough
+_LONG_LINE = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|TRACE|PATCH) (?:/|https?://)[^\x00-\x20\x7f]*\Z")
+_ENOUGH_BYTES = 64  # of each direction
+_ENOUGH_ONE_WAY_BYTES = 16_384
+_ENOUGH_ONE_WAY_CALLS = 16
+_MAX_TLS_RECORD = 16_384 + 2_048  # TLS 1.2 allows the most (RFC 5246 §6.2.3)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a connection speaks.
+
+    Attributes:
+        protocol: HTTP1, HTTP2, TLS or TCP.
+        requests: the direction in which requests move: EGRESS makes the watched process the client. `None` if the
+            protocol has none, or it is not known.
+    """
+
+    protocol: ProtocolName
+    requests: Direction | None = None
+
+
+class _Doubt(Enum):
+    MAYBE = 1  # the beginning of something, cut
+    TLS_HINT = 2  # a TLS record header, and a record that goes on beyond the call
+    NO = 3
+
+
+class _Way:
+    """One direction's state."""
+
+    __slots__ = ("calls", "pending", "size")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.size = 0
+        self.pending = b""
+
+
+class Detector:
+    """Finds out what one connection speaks. Keeps at most 2 KB of each direction; no bytes make it raise."""
+
+    __slots__ = ("_tls_hints", "_ways", "verdict")
+
+    def __init__(self) -> None:
+        self.verdict: Verdict | None = None
+        self._ways = (_Way(), _Way())
+        self._tls_hints = 0
+
+    def feed(self, direction: Direction, data: bytes, unseen: int = 0) -> Verdict | None:
+        """Takes the captured bytes of one call, followed by `unseen` bytes that were not copied.
+
+        Returns:
+            `None` while undecided. HTTP1, HTTP2 and TLS are final; after TCP, feeding further calls may still give
+            another verdict.
+        """
+        if self.verdict is not None and self.verdict.protocol is not ProtocolName.TCP:
+            return self.verdict
+        way = self._ways[direction]
+        way.calls += 1
+        way.size += len(data) + unseen
+        found = self._look(way, direction, data, unseen)
+        if isinstance(found, Verdict):
+            self.verdict = found
+        elif self.verdict is None and self._seen_enough():
+            self.verdict = Verdict(ProtocolName.TCP)
+        return self.verdict
+
+    def _look(self, way: _Way, direction: Direction, data: bytes, unseen: int) -> Verdict | _Doubt:
+        if not data:
+            way.pending = b""
+            return _Doubt.NO
+        found: Verdict | _Doubt = _Doubt.NO
+        joined = way.pending + data
+        if way.pending:
+            found = classify(joined, direction, unseen)
+        if found is _Doubt.NO:
+            joined = data
+            found = classify(data, direction, unseen)
+            if found is _Doubt.TLS_HINT:
+                self._tls_hints += 1
+                if self._tls_hints > 1:
+                    return Verdict(ProtocolName.TLS)
+        keep = not isinstance(found, Verdict) and found is not _Doubt.NO and not unseen and self.verdict is None
+        way.pending = joined if keep and len(joined) <= _MAX_PENDING else b""
+        return found
+
+    def _seen_enough(self) -> bool:
+        if all(way.size >= _ENOUGH_BYTES and not way.pending for way in self._ways):
+            return True
+        return any(
+            not way.pending and (way.size >= _ENOUGH_ONE_WAY_BYTES or way.calls >= _ENOUGH_ONE_WAY_CALLS)
+            for way in self._ways
+        )
+
+
+def classify(data: bytes, direction: Direction, unseen: int = 0) -> Verdict | _Doubt:
+    """What the bytes at the beginning of a call prove."""
+    first = data[0]
+    other = Direction.INGRESS if direction is Direction.EGRESS else Direction.EGRESS
+    if 0x14 <= first <= 0x17:
+        return _tls(data, unseen)
+    text = data.lstrip(b"\r\n")
+    if not text:
+        return _Doubt.MAYBE
+    if text.startswith(PREFACE[: len(text)]):
+        return Verdict(ProtocolName.HTTP2, direction) if len(text) >= len(PREFACE) else _Doubt.MAYBE
+    if begins_message(text, response=True):
+        return Verdict(ProtocolName.HTTP1, other) if len(text) > 12 else _Doubt.MAYBE
+    if b"\n" in text:
+        if begins_message(text, response=False) and b"HTTP/1." in text.partition(b"\n")[0]:
+            return Verdict(ProtocolName.HTTP1, direction)
+    elif may_begin_message(text, response=True):
+        return _Doubt.MAYBE
+    elif may_begin_message(text, response=False):
+        if len(text) >= _LONG_TARGET and _LONG_LINE.match(text):
+            return Verdict(ProtocolName.HTTP1, direction)
+        return _Doubt.MAYBE
+    speaker = judge_frames(data, unseen)
+    if speaker is Speaker.NOBODY:
+        return _Doubt.NO
+    if speaker is Speaker.UNKNOWN:
+        return _Doubt.MAYBE
+    return Verdict(ProtocolName.HTTP2, direction if speaker is Speaker.CLIENT else other)
+
+
+def _tls(data: bytes, unseen: int) -> Verdict | _Doubt:
+    """Walks TLS records: type, version 3.0 to 3.4, length; the last one may be cut anywhere."""
+    position = 0
+    size = len(data)
+    while position < size:
+        header = data[position : position + 5]
+        if not 0x14 <= header[0] <= 0x17 or header[1:2] not in (b"", b"\x03") or header[2:3] > b"\x04":
+            return _Doubt.NO
+        if len(header) < 5:
+            return _Doubt.TLS_HINT if position else _Doubt.MAYBE
+        length = header[3] << 8 | header[4]
+        if not 0 < length <= _MAX_TLS_RECORD:
+            return _Doubt.NO
+        position += 5 + length
+    return Verdict(ProtocolName.TLS) if position == size + unseen else _Doubt.TLS_HINT

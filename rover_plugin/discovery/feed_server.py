@@ -129,11 +129,11 @@ class FeedServer:
         )
         feed_pb2_grpc.add_ProcessFeedServicer_to_server(_FeedService(self._table, self._heartbeat_s), server)  # type: ignore[no-untyped-call]
         try:
-            _bind_private(server, self._path)
+            # First what is likely to fail: gRPC gives bound addresses of a server that never started up late.
             if self._tcp:
                 self.tcp_port = _bind_tcp(server, self._tcp)
+            _bind_private(server, self._path)
         except FeedError:
-            server.stop(None).wait()  # gives up what it has bound
             self._release()
             raise
         server.start()

@@ -41,8 +41,13 @@ class RingReader:
         self._data = memoryview(self._producer)[page:]
         self._mask = self.size - 1
         self._poll = select.epoll()
-        self._poll.register(descriptor, select.EPOLLIN)
+        # Edge-triggered: data that is merely there wakes nobody, only a kernel side that asks for it.
+        self._poll.register(descriptor, select.EPOLLIN | select.EPOLLET)
         (self._position,) = _POSITION.unpack_from(self._consumer)
+
+    def also_wait_for(self, descriptor: int) -> None:
+        """Lets `wait` return when this descriptor becomes readable, too."""
+        self._poll.register(descriptor, select.EPOLLIN)
 
     def wait(self, timeout_s: float) -> None:
         """Returns when the kernel wakes the reader or `timeout_s` seconds have passed, whichever is first."""

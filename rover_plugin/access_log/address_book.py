@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is behind an address: processes by pid, and the local ends of all connections we see.
+
+A connection between two watched processes of this host is seen from both ends; each end's remote address is the other's
+local one. So the book learns every local end as soon as its connection is known, and looks remote ends up in it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import psutil
+
+from rover_plugin.access_log.model import Endpoint, ProtocolName, ResolvedConnection, Role
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from rover_plugin.access_log.link import ConnectionFacts
+    from rover_plugin.discovery.model import Process, ProcessKey
+
+_INTERFACES_REFRESH_S: Final = 30.0
+
+# Where an address is valid: loopback addresses in one network namespace only, all others everywhere on the host.
+_End = tuple[int, bytes, int]
+
+
+@dataclass(slots=True)
+class _Owner:
+    pid: int
+    connections: int
+
+
+def format_address(raw: bytes) -> str:
+    """Text of 4 or 16 address bytes."""
+    return socket.inet_ntop(socket.AF_INET if len(raw) == 4 else socket.AF_INET6, raw)
+
+
+def is_loopback(raw: bytes) -> bool:
+    """127.0.0.0/8 or ::1."""
+    return raw[0] == 127 if len(raw) == 4 else raw == b"\0" * 15 + b"\1"
+
+
+def _end(netns: int, address: bytes, port: int) -> _End:
+    return (netns if is_loopback(address) else 0, address, port)
+
+
+class AddressBook:
+    """Names connections. Not thread-safe: the hub's thread owns it.
+
+    Args:
+        exclude_namespaces, exclude_clusters: processes there are not watched (exact names).
+    """
+
+    def __init__(self, exclude_namespaces: Collection[str] = (), exclude_clusters: Collection[str] = ()) -> None:
+        self._exclude_namespaces = frozenset(exclude_namespaces)
+        self._exclude_clusters = frozenset(exclude_clusters)
+        self._processes: dict[int, Process] = {}
+        self._ends: dict[_End, _Owner] = {}
+        self._interfaces: frozenset[bytes] = frozenset()
+        self._interfaces_at = float("-inf")
+
+    def add_process(self, process: Process) -> None:
+        """Learns or replaces a process."""
+        self._processes[process.key.pid] = process
+
+    def remove_process(self, key: ProcessKey) -> None:
+        """Forgets a process, unless its pid is another's by now."""
+        known = self._processes.get(key.pid)
+        if known is not None and known.key == key:
+            del self._processes[key.pid]
+
+    def knows(self, pid: int) -> bool:
+        """Whether the feed has named this process, to be watched or not."""
+        return pid in self._processes
+
+    def exclusion(self, process: Process) -> str:
+        """Why a process is not to be watched, or an empty string."""
+        if not process.entities:
+            return "not_selected"
+        entity = process.entities[0]
+        if entity.namespace and entity.namespace in self._exclude_namespaces:
+            return "excluded_namespace"
+        cluster = entity.service.partition("::")[0] if "::" in entity.service else entity.cluster
+        if cluster and cluster in self._exclude_clusters:
+            return "excluded_cluster"
+        return ""
+
+    def exclusion_of(self, pid: int) -> str:
+        """`exclusion` of a known process by pid."""
+        return self.exclusion(self._processes[pid])
+
+    def learn(self, facts: ConnectionFacts) -> None:
+        """Notes whose a connection's local end is."""
+        owner = self._ends.setdefault(_end(facts.netns, facts.local, facts.local_port), _Owner(facts.pid, 0))
+        owner.pid = facts.pid
+        owner.connections += 1
+
+    def forget(self, facts: ConnectionFacts) -> None:
+        """The connection is gone, as often as it was learnt."""
+        end = _end(facts.netns, facts.local, facts.local_port)
+        owner = self._ends.get(end)
+        if owner is not None:
+            owner.connections -= 1
+            if owner.connections <= 0:
+                del self._ends[end]
+
+    def peer_is_ours(self, facts: ConnectionFacts) -> bool:
+        """Whether the remote end is an address of this host, so that its process may be watched too."""
+        return is_loopback(facts.remote) or facts.remote == facts.local or facts.remote in self._local_addresses()
+
+    def peer_is_known(self, facts: ConnectionFacts) -> bool:
+        """Whether the remote end is a connection or listener end we know, of a process the feed has named."""
+        owner = self._ends.get(_end(facts.netns, facts.remote, facts.remote_port))
+        return owner is not None and owner.pid in self._processes
+
+    def resolve(self, facts: ConnectionFacts) -> ResolvedConnection:
+        """Names both ends as far as they are known."""
+        local = self._endpoint(facts.local, facts.local_port, facts.pid)
+        owner = self._ends.get(_end(facts.netns, facts.remote, facts.remote_port))
+        remote = self._endpoint(facts.remote, facts.remote_port, owner.pid if owner is not None else None)
+        return ResolvedConnection(
+            facts.id, facts.pid, local, remote, Role(facts.role), ProtocolName(facts.protocol), facts.tls
+        )
+
+    def _endpoint(self, address: bytes, port: int, pid: int | None) -> Endpoint:
+        process = self._processes.get(pid) if pid is not None else None
+        entity = process.entities[0] if process is not None and process.entities else None
+        return Endpoint(format_address(address), port, entity, pid)
+
+    def _local_addresses(self) -> frozenset[bytes]:
+        now = time.monotonic()
+        if now - self._interfaces_at > _INTERFACES_REFRESH_S:
+            self._interfaces_at = now
+            texts = (item.address.partition("%")[0] for items in psutil.net_if_addrs().values() for item in items)
+            self._interfaces = frozenset(packed for packed in map(_packed, texts) if packed is not None)
+        return self._interfaces
+
+
+def _packed(text: str) -> bytes | None:
+    try:
+        return ipaddress.ip_address(text).packed
+    except ValueError:
+        return None  # a link-layer address

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One connection in user space: who it belongs to, where in its two byte streams it is, what it says.
+
+Sans-I/O: driven by records, in the order of one shard's ring.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from rover_plugin.access_log.conversation import Conversation
+from rover_plugin.access_log.model import Direction, Role
+from rover_plugin.capture.records import OpenCause
+
+if TYPE_CHECKING:
+    from rover_plugin.access_log.model import Call
+
+_HALF: Final = 1 << 31
+_MASK: Final = (1 << 32) - 1
+
+_ROLES: Final = {OpenCause.CONNECT: Role.CLIENT, OpenCause.ACCEPT: Role.SERVER, OpenCause.MET: Role.UNKNOWN}
+
+
+class Connection:
+    """One TCP connection of a watched process.
+
+    Attributes:
+        id: the kernel side's number for it.
+        tgid: the process it belongs to: the first that moves bytes on it, until then the one that opened it.
+        local, remote: (address bytes in network order, port).
+        cookie: address of its struct sock; the same one again is another connection, and this one has ended.
+        conversation: what is said on it.
+        told: (tgid, role, protocol, tls) as last told to outputs.
+        muted: directions (bit 0, bit 1) whose bytes the kernel side was told not to copy any more.
+        gap_bytes: bytes that moved without a record.
+        last_ns: exit of the newest call.
+    """
+
+    __slots__ = (
+        "_expected",
+        "conversation",
+        "cookie",
+        "gap_bytes",
+        "id",
+        "last_ns",
+        "local",
+        "muted",
+        "netns",
+        "owned",
+        "remote",
+        "tgid",
+        "told",
+    )
+
+    def __init__(
+        self,
+        identity: int,
+        tgid: int,
+        cause: OpenCause,
+        local: tuple[bytes, int],
+        remote: tuple[bytes, int],
+        netns: int,
+        cookie: int,
+    ) -> None:
+        self.id = identity
+        self.tgid = tgid
+        self.local = local
+        self.remote = remote
+        self.netns = netns
+        self.cookie = cookie
+        self.conversation = Conversation(_ROLES[cause])
+        self.owned = False
+        self.told: tuple[object, ...] = ()
+        self.muted = 0
+        self.gap_bytes = 0
+        self.last_ns = 0
+        # Position of the next byte by direction; None until the first call of a connection met midway.
+        self._expected: list[int | None] = [None, None]
+
+    def begin(self, written: int, read: int) -> None:
+        """Both streams begin at these positions; not to be called for a connection met midway."""
+        self._expected = [read, written]
+
+    def receive(self, direction: int, call: Call, position: int, offset: int, data: bytes) -> None:
+        """Takes one call that moved bytes.
+
+        Args:
+            direction: a `Direction`.
+            call: the call; `call.size` bytes moved.
+            position: TCP sequence number of its first byte.
+            offset: where in the call `data` begins; the bytes before it were left out by our own capture policy.
+            data: what was captured.
+        """
+        self.last_ns = call.exit_ns
+        expected = self._expected[direction]
+        self._expected[direction] = (position + call.size) & _MASK
+        if expected is not None and expected != position:
+            distance = (position - expected) & _MASK
+            # The other half: records of two threads in the wrong order; the bytes are taken as they come.
+            if distance < _HALF:
+                self.gap_bytes += distance
+                self.conversation.gap(direction, distance)
+        if offset:
+            self.conversation.gap(direction, offset)
+        self.conversation.receive(direction, call, data, call.size - offset - len(data))
+
+    def close(self, written: int, read: int, now_ns: int) -> None:
+        """The connection ended at these positions: bytes without a record are a gap, what is open comes out."""
+        for direction, position in ((Direction.INGRESS, read), (Direction.EGRESS, written)):
+            expected = self._expected[direction]
+            distance = (position - expected) & _MASK if expected is not None else 0
+            # One is the FIN's own sequence number.
+            if 1 < distance < _HALF:
+                self.gap_bytes += distance
+                self.conversation.gap(direction, distance)
+        self.conversation.close(now_ns)

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is said on a connection: which protocol, by whom, and the exchanges that come of it.
+
+Finds out what a connection speaks, drives the analyser for it, follows it through changes of protocol, and contains its
+failures: an analyser that raises is closed and counted, and the connection goes on as TCP.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from rover_plugin.access_log.model import Call, Direction, Exchange, ProtocolName, Role, Side
+from rover_plugin.access_log.protocols.detect import Detector, Verdict
+from rover_plugin.access_log.protocols.http1 import Http1Analyzer
+from rover_plugin.access_log.protocols.http2.analyzer import Http2Analyzer
+
+if TYPE_CHECKING:
+    from rover_plugin.access_log.protocols.analyzer import Analyzer, Handover
+
+# Calls that wait while nobody knows what is spoken; beyond it they are let go and detection goes on without them.
+_MAX_UNDECIDED: Final = 32
+_REQUEST_DIRECTION: Final = {Role.CLIENT: Direction.EGRESS, Role.SERVER: Direction.INGRESS}
+
+# (direction, call or None for a gap, data, unseen bytes)
+_Waiting = tuple[int, Call | None, bytes, int]
+
+
+class Conversation:
+    """One connection's conversation.
+
+    Args:
+        role: what the watched process is, if that is known from connect or accept.
+
+    Attributes:
+        exchanges, loose: finished exchanges and stand-alone calls; the owner takes and clears (or replaces) them.
+        errors: what could not be parsed, by reason; the owner takes and clears it.
+        role, protocol, tls: as far as known.
+        deaf: no bytes are of use any more, whatever they are.
+    """
+
+    __slots__ = (
+        "_analyzer",
+        "_detector",
+        "_late_join",
+        "_requests",
+        "_waiting",
+        "deaf",
+        "errors",
+        "exchanges",
+        "loose",
+        "protocol",
+        "role",
+        "tls",
+    )
+
+    def __init__(self, role: Role) -> None:
+        self.exchanges: list[Exchange] = []
+        self.loose: list[Call] = []
+        self.errors: dict[str, int] = {}
+        self.role = role
+        self.protocol = ProtocolName.TCP
+        self.tls = False
+        self.deaf = False
+        self._late_join = role is Role.UNKNOWN
+        self._requests: int = _REQUEST_DIRECTION.get(role, -1)
+        self._analyzer: Analyzer | None = None
+        self._detector: Detector | None = Detector()
+        self._waiting: list[_Waiting] = []
+
+    def receive(self, direction: int, call: Call, data: bytes, unseen: int) -> None:
+        """Takes one call's bytes: `data`, then `unseen` more that were not captured."""
+        analyzer = self._analyzer
+        if analyzer is None:
+            self._undecided(direction, call, data, unseen)
+            return
+        try:
+            analyzer.receive(Side.REQUEST if direction == self._requests else Side.RESPONSE, call, data, unseen)
+        except Exception:  # noqa: BLE001 one bad connection never affects another
+            self._contain(analyzer, call)
+            return
+        if analyzer.exchanges or analyzer.loose or analyzer.handover is not None:
+            self._take(analyzer)
+
+    def gap(self, direction: int, size: int) -> None:
+        """`size` bytes of this direction moved unseen."""
+        analyzer = self._analyzer
+        if analyzer is None:
+            if self._waiting:
+                self._waiting.append((direction, None, b"", size))
+            else:
+                self._late_join = True
+            return
+        try:
+            analyzer.gap(Side.REQUEST if direction == self._requests else Side.RESPONSE, size)
+        except Exception:  # noqa: BLE001 see receive
+            self._contain(analyzer, None)
+            return
+        self._take(analyzer)
+
+    def unneeded(self, direction: int) -> int:
+        """How many of the next bytes of this direction need not be captured; -1: none, ever again."""
+        if self.deaf:
+            return -1
+        if self._analyzer is None:
+            return 0
+        return self._analyzer.unneeded(Side.REQUEST if direction == self._requests else Side.RESPONSE)
+
+    def expire(self, before_ns: int) -> None:
+        """Lets go of requests that nothing answered and that stopped moving before `before_ns`."""
+        if self._analyzer is not None:
+            try:
+                self._analyzer.expire(before_ns)
+            except Exception:  # noqa: BLE001 see receive
+                self._contain(self._analyzer, None)
+                return
+            self._take(self._analyzer)
+        elif self._waiting and all(item[1] is None or item[1].exit_ns < before_ns for item in self._waiting):
+            self._let_go()
+
+    def close(self, now_ns: int) -> None:
+        """The connection ended: everything held comes out."""
+        self._let_go()
+        analyzer = self._analyzer
+        if analyzer is None:
+            return
+        try:
+            analyzer.close(now_ns)
+        except Exception:  # noqa: BLE001 see receive
+            self._contain(analyzer, None)
+            return
+        self._take(analyzer)
+
+    def held(self) -> int:
+        """Calls taken that have not come out, counted where they are."""
+        waiting = sum(1 for item in self._waiting if item[1] is not None)
+        inside = self._analyzer.held() if self._analyzer is not None else 0
+        return waiting + inside + len(self.loose) + sum(len(item.calls) for item in self.exchanges)
+
+    # -- finding out --
+
+    def _undecided(self, direction: int, call: Call, data: bytes, unseen: int) -> None:
+        if self._detector is None:
+            self.loose.append(call)
+            return
+        verdict = self._detector.feed(Direction(direction), data, unseen)
+        if verdict is None:
+            self._waiting.append((direction, call, data, unseen))
+            if len(self._waiting) > _MAX_UNDECIDED:
+                self._late_join = True
+                self._let_go()
+            return
+        self._decide(verdict)
+        if self._analyzer is None:
+            self._let_go()
+            self.loose.append(call)
+            return
+        waiting, self._waiting = self._waiting, []
+        for item in [*waiting, (direction, call, data, unseen)]:
+            self._again(*item)
+
+    def _again(self, direction: int, call: Call | None, data: bytes, unseen: int) -> None:
+        # Through the front door: an item may be the one that changes the protocol.
+        if call is None:
+            self.gap(direction, unseen)
+        else:
+            self.receive(direction, call, data, unseen)
+
+    def _decide(self, verdict: Verdict) -> None:
+        self.protocol = verdict.protocol
+        if verdict.requests is not None:
+            self._requests = verdict.requests
+            # A TCP client may be asked over its own connection; who asks is what the backend wants to know.
+            self.role = Role.CLIENT if verdict.requests is Direction.EGRESS else Role.SERVER
+        if verdict.protocol is ProtocolName.HTTP1:
+            self._analyzer = Http1Analyzer(late_join=self._late_join)
+        elif verdict.protocol is ProtocolName.HTTP2:
+            self._analyzer = Http2Analyzer(self._late_join)
+        elif verdict.protocol is ProtocolName.TLS:
+            self.tls = True
+            self._detector = None
+            self.deaf = True
+        else:
+            # TCP: the one verdict that is taken back, when a later call begins like a message.
+            self._late_join = True
+
+    def _let_go(self) -> None:
+        self.loose += [item[1] for item in self._waiting if item[1] is not None]
+        self._waiting.clear()
+
+    # -- an analyser at work --
+
+    def _take(self, analyzer: Analyzer) -> None:
+        if analyzer.exchanges:
+            self.exchanges += analyzer.exchanges
+            analyzer.exchanges.clear()
+        if analyzer.loose:
+            self.loose += analyzer.loose
+            analyzer.loose.clear()
+        if analyzer.errors:
+            self._count(analyzer)
+        if analyzer.handover is not None:
+            self._hand_over(analyzer, analyzer.handover)
+
+    def _count(self, analyzer: Analyzer) -> None:
+        for reason, count in analyzer.errors.items():
+            self.errors[reason] = self.errors.get(reason, 0) + count
+        analyzer.errors.clear()
+
+    def _hand_over(self, analyzer: Analyzer, handover: Handover) -> None:
+        analyzer.handover = None
+        self._analyzer = None
+        analyzer.close(0)
+        self._take(analyzer)
+        self.protocol = handover.protocol
+        if handover.protocol is ProtocolName.HTTP2:
+            self._analyzer = Http2Analyzer(False, handover.upgraded)  # noqa: FBT003 the parameter's name says it
+            for piece in handover.rest:
+                direction = self._requests if piece.side is Side.REQUEST else 1 - self._requests
+                self.receive(direction, piece.call, piece.data, piece.unseen)
+        else:
+            # A tunnel: what is inside is not between these two.
+            self._detector = None
+            self.deaf = True
+
+    def _contain(self, analyzer: Analyzer, call: Call | None) -> None:
+        self.errors["analyzer_failed"] = self.errors.get("analyzer_failed", 0) + 1
+        self._analyzer = None
+        self._detector = None
+        self.deaf = True
+        self.protocol = ProtocolName.TCP
+        self.exchanges += analyzer.exchanges
+        self.loose += analyzer.loose
+        out = {id(item) for item in self.loose} | {id(item) for done in self.exchanges for item in done.calls}
+        if call is not None and id(call) not in out:
+            self.loose.append(call)

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a worker tells the main process, over a SEQPACKET socket pair: datagrams of items, each a header and a payload.
+
+Only one way, except that closing the main process's end asks the worker to finish.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections import deque
+from enum import IntEnum
+from struct import Struct
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rover_plugin.access_log.connection import Connection
+
+MAX_DATAGRAM: Final = 60_000
+_SEND_BUFFER: Final = 4 << 20
+
+# kind, encoding index, kernel logs, protocol logs, length of the payload, connection id
+_ITEM: Final = Struct("<BBHIIQ")
+# pid, network namespace, role, protocol, tls, ipv6, ports, addresses
+_CONNECTION: Final = Struct("<IIBBBBHH16s16s")
+
+ROLES: Final = ("unknown", "client", "server")
+PROTOCOLS: Final = ("tcp", "http/1", "http/2", "tls")
+
+
+class Item(IntEnum):
+    """What an item is."""
+
+    CONNECTION = 1  # a connection's description, before its first fragment and when it changes
+    FRAGMENT = 2  # an encoder's bytes
+    GONE = 3  # the connection's last item
+    REPORT = 4  # the worker's own counts, as JSON
+
+
+class ConnectionFacts(NamedTuple):
+    """A connection as the worker knows it: no names yet."""
+
+    id: int
+    pid: int
+    netns: int
+    role: str
+    protocol: str
+    tls: bool
+    ipv6: bool
+    local_port: int
+    remote_port: int
+    local: bytes
+    remote: bytes
+
+
+class LinkWriter:
+    """The worker's end. Nothing blocks: what the socket does not take waits in a bounded queue.
+
+    Args:
+        channel: a non-blocking SOCK_SEQPACKET socket.
+        queue_size: log messages that may wait; further ones are dropped and counted in `lost`.
+    """
+
+    def __init__(self, channel: socket.socket, queue_size: int) -> None:
+        channel.setblocking(False)  # noqa: FBT003 the socket module's own signature
+        channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        self._channel = channel
+        self._queue_size = queue_size
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._messages = 0
+        self._waiting: deque[tuple[bytes, int]] = deque()
+        self.waiting_messages = 0
+        self.lost = {"kernel": 0, "protocol": 0}
+        self.broken = False
+
+    def connection(self, connection: Connection, role: int, protocol: int, *, tls: bool) -> None:
+        """Describes a connection, or its change."""
+        local, local_port = connection.local
+        remote, remote_port = connection.remote
+        payload = _CONNECTION.pack(
+            connection.tgid,
+            connection.netns,
+            role,
+            protocol,
+            tls,
+            len(local) == 16,
+            local_port,
+            remote_port,
+            local,
+            remote,
+        )
+        self._append(_ITEM.pack(Item.CONNECTION, 0, 0, 0, len(payload), connection.id) + payload)
+
+    def fragment(self, identity: int, encoding: int, kernel_logs: int, protocol_logs: int, payload: bytes) -> bool:
+        """Hands on an encoder's fragment; False if it had to be dropped because the main process does not keep up."""
+        if self.waiting_messages >= self._queue_size or len(payload) > MAX_DATAGRAM:
+            self.lost["kernel"] += kernel_logs
+            self.lost["protocol"] += protocol_logs
+            return False
+        self._messages += 1
+        header = _ITEM.pack(Item.FRAGMENT, encoding, kernel_logs, protocol_logs, len(payload), identity)
+        self._append(header + payload)
+        return True
+
+    def gone(self, identity: int) -> None:
+        """The connection's last item."""
+        self._append(_ITEM.pack(Item.GONE, 0, 0, 0, 0, identity))
+
+    def report(self, counts: dict[str, object]) -> None:
+        """The worker's counts."""
+        payload = json.dumps(counts).encode()
+        self._append(_ITEM.pack(Item.REPORT, 0, 0, 0, len(payload), 0) + payload)
+
+    def _append(self, item: bytes) -> None:
+        if self._size + len(item) > MAX_DATAGRAM:
+            self._cut()
+        self._parts.append(item)
+        self._size += len(item)
+
+    def _cut(self) -> None:
+        if self._parts:
+            self._waiting.append((b"".join(self._parts), self._messages))
+            self.waiting_messages += self._messages
+            self._parts, self._size, self._messages = [], 0, 0
+            self._send()
+
+    def _send(self) -> None:
+        while self._waiting:
+            try:
+                self._channel.send(self._waiting[0][0])
+            except BlockingIOError:
+                return
+            except OSError:
+                self.broken = True
+                return
+            self.waiting_messages -= self._waiting.popleft()[1]
+
+    def flush(self) -> None:
+        """Sends what is there, as far as the socket takes it."""
+        self._cut()
+        self._send()
+
+    def drain(self, timeout_s: float) -> None:
+        """Sends everything, waiting up to `timeout_s` seconds for the other side."""
+        self._cut()
+        self._channel.settimeout(timeout_s)
+        try:
+            while self._waiting:
+                self._channel.send(self._waiting[0][0])
+                self.waiting_messages -= self._waiting.popleft()[1]
+        except OSError:
+            self.broken = True
+
+
+def read_items(datagram: bytes) -> Iterator[tuple[Item, int, int, int, int, bytes]]:
+    """Items of a datagram: (kind, encoding index, kernel logs, protocol logs, connection id, payload)."""
+    at, end = 0, len(datagram)
+    while at < end:
+        kind, encoding, kernel_logs, protocol_logs, length, identity = _ITEM.unpack_from(datagram, at)
+        at += _ITEM.size
+        yield _KINDS[kind], encoding, kernel_logs, protocol_logs, identity, datagram[at : at + length]
+        at += length
+
+
+_KINDS: Final = {int(item): item for item in Item}
+
+
+def read_connection(identity: int, payload: bytes) -> ConnectionFacts:
+    """Reads the payload of a CONNECTION item."""
+    pid, netns, role, protocol, tls, ipv6, local_port, remote_port, local, remote = _CONNECTION.unpack(payload)
+    if not ipv6:
+        local, remote = local[:4], remote[:4]
+    return ConnectionFacts(
+        identity, pid, netns, ROLES[role], PROTOCOLS[protocol], bool(tls), bool(ipv6), local_port, remote_port, local, remote
+    )

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Module `access_log`: puts capture, workers, feed, hub and outputs together, and takes them apart in order."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from rover_plugin.access_log.address_book import AddressBook
+from rover_plugin.access_log.hub import Hub
+from rover_plugin.access_log.outputs.console import ConsoleOutput
+from rover_plugin.access_log.outputs.jsonl import JsonLinesOutput
+from rover_plugin.access_log.worker import WorkerOptions
+from rover_plugin.access_log.workers import WorkerProcess
+from rover_plugin.capture.bpf import possible_cpus
+from rover_plugin.capture.session import Capture, CaptureOptions
+from rover_plugin.discovery.feed_client import FeedClient, FeedState
+
+if TYPE_CHECKING:
+    from rover_plugin.access_log.outputs.base import Output
+    from rover_plugin.discovery.table import Change
+    from rover_plugin.host.module import Context
+    from rover_plugin.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+_FINISH_S: Final = 20.0
+_OUTPUT_CLOSE_S: Final = 10.0
+
+
+class AccessLogModule:
+    """Access logs of the processes the feed names."""
+
+    name = "access_log"
+    requires = ("core", "process_discovery")
+
+    def __init__(self) -> None:
+        self._context: Context | None = None
+        self._capture: Capture | None = None
+        self._workers: list[WorkerProcess] = []
+        self._outputs: list[Output] = []
+        self._hub: Hub | None = None
+        self._feed: FeedClient | None = None
+
+    def active(self, settings: Settings) -> bool:
+        """`access_log.active`."""
+        return settings.flag("access_log.active")
+
+    def start(self, context: Context) -> None:
+        """Loads the kernel side, starts workers, hub and feed, and only then attaches."""
+        self._context = context
+        settings = context.settings
+        began = time.monotonic()
+        self._outputs = [_make_output(name, context) for name in settings.items("access_log.outputs")]
+        encodings = tuple(dict.fromkeys(output.encoding for output in self._outputs))
+        self._capture = capture = Capture(_capture_options(settings))
+        self._workers = [
+            WorkerProcess(ring, capture.policies_descriptor, _worker_options(settings, shard, encodings))
+            for shard, ring in enumerate(capture.ring_descriptors())
+        ]
+        book = AddressBook(
+            settings.items("access_log.exclude_namespaces"), settings.items("access_log.exclude_cluster")
+        )
+        self._hub = Hub(
+            [worker.channel for worker in self._workers],
+            encodings,
+            self._outputs,
+            book,
+            context.counters,
+            capture.watch,
+            capture.unwatch,
+            context.fail,
+        )
+        self._hub.start()
+        capture.start()
+        address = settings.text("access_log.feed") or settings.text("process_discovery.feed.socket")
+        self._feed = FeedClient(address)
+        self._feed.follow(self._on_process, self._on_feed_state)
+        log.info("access_log_started", seconds=round(time.monotonic() - began, 2), shards=len(self._workers))
+
+    def notify_start_success(self) -> None:
+        """Nothing waits for the others."""
+
+    def shutdown(self) -> None:
+        """Detaches, lets the workers read their rings to the end, and flushes every output."""
+        if self._capture is not None:
+            self._capture.stop()
+        for worker in self._workers:
+            worker.ask_to_finish()
+        if self._hub is not None and not self._hub.finish(_FINISH_S):
+            log.warning("workers_slow_to_finish", seconds=_FINISH_S)
+        for worker in self._workers:
+            worker.wait(1.0)
+        if self._feed is not None:
+            self._feed.close()
+        for output in self._outputs:
+            output.close(_OUTPUT_CLOSE_S)
+        if self._capture is not None:
+            self._capture.close()
+
+    def _on_process(self, change: Change) -> None:
+        if self._hub is not None:
+            self._hub.process_changed(change)
+
+    def _on_feed_state(self, state: FeedState) -> None:
+        event = log.warning if state in {FeedState.STALE, FeedState.DOWN} else log.debug
+        event("process_feed_state", state=state.value)
+
+
+def _capture_options(settings: Settings) -> CaptureOptions:
+    return CaptureOptions(
+        shards=settings.integer("access_log.protocol_analyze.parallels"),
+        ring_bytes=settings.size("access_log.protocol_analyze.per_cpu_buffer") * possible_cpus(),
+        capture_limit=settings.size("access_log.protocol_analyze.capture_limit"),
+        max_connections=settings.integer("access_log.connections.max"),
+    )
+
+
+def _worker_options(settings: Settings, shard: int, encodings: tuple[str, ...]) -> WorkerOptions:
+    return WorkerOptions(
+        shard=shard,
+        encodings=encodings,
+        queue_size=settings.integer("access_log.protocol_analyze.queue_size"),
+        max_connections=settings.integer("access_log.connections.max"),
+        exchange_timeout_s=settings.seconds("access_log.exchange.timeout"),
+        grpc_status_as_http=settings.flag("access_log.grpc_status_mapping"),
+        path_templates=settings.flag("access_log.path_templates"),
+    )
+
+
+def _make_output(name: str, context: Context) -> Output:
+    if name == "console":
+        return ConsoleOutput(context.counters)
+    if name == "jsonl":
+        return JsonLinesOutput(context.settings.text("access_log.jsonl.path"), context.counters)
+    from rover_plugin.access_log.outputs.skywalking import SkyWalkingOutput  # noqa: PLC0415 brings protobuf and h2 along
+
+    return SkyWalkingOutput(context.settings, context.modules["core"], context.counters)

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turns one shard's records into exchanges and stand-alone calls. Sans-I/O: the worker and `replay` drive the same code.
+
+Counting (the worker's half of the loss ledger). Every record read is one of: `calls_out` (handed to an encoder),
+`bookkeeping` (says something, but is no kernel log: a connection met midway), `unparsed` (with its reason), or still
+held. `held()` counts the last where they are, so the sum is a check and not a definition.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol
+
+from rover_plugin.access_log.connection import Connection
+from rover_plugin.access_log.model import Call, Operation
+from rover_plugin.capture.records import CALL, CLOSE, HEADER, OPEN, OPEN_FAILED, CallClass, OpenCause, RecordKind
+
+if TYPE_CHECKING:
+    from rover_plugin.access_log.model import Exchange
+
+_CALL_KIND: Final = int(RecordKind.CALL)
+_OPEN_KIND: Final = int(RecordKind.OPEN)
+_CALL_SIZE: Final = CALL.size
+_OPERATIONS: Final = (Operation.READ, Operation.WRITE)
+_AF_INET: Final = 2
+_MAPPED: Final = bytes(10) + b"\xff\xff"  # RFC 4291 §2.5.5.2
+# A skip shorter than this saves less than telling the kernel costs.
+_WORTH_SKIPPING: Final = 32_768
+# A call smaller than this is rarely followed by much that can be skipped.
+_WORTH_ASKING: Final = 4096
+# Stand-alone calls of a connection wait for company until a flush, or until there are this many.
+_LOOSE_BATCH: Final = 64
+
+
+class ShardSink(Protocol):
+    """Where a shard's findings go."""
+
+    def opened(self, connection: Connection) -> None:
+        """A connection begins, or was met."""
+
+    def exchange(self, connection: Connection, exchange: Exchange) -> None:
+        """One finished exchange."""
+
+    def calls(self, connection: Connection, calls: list[Call]) -> None:
+        """Stand-alone calls; the list is the sink's to keep."""
+
+    def gone(self, connection: Connection) -> None:
+        """Nothing more will come of this connection."""
+
+    def policy(self, connection: Connection, direction: int, until: int, *, never: bool) -> None:
+        """The kernel need not copy this direction's bytes before position `until`, or ever again."""
+
+
+class Shard:
+    """All connections of one shard.
+
+    Args:
+        sink: takes what is found.
+        max_connections: held at most; the one idle longest is ended for a new one and counted.
+
+    Attributes:
+        records: records read.
+        lost: records missing, by gaps in the lanes' sequence numbers.
+        calls_out, exchanges_out: handed to the sink.
+        bookkeeping: records that are no kernel log.
+        unparsed: records or bytes that could not be used, by reason.
+        evicted: connections ended for want of room.
+        gap_bytes: bytes that moved without a record.
+    """
+
+    def __init__(self, sink: ShardSink, max_connections: int = 65536) -> None:
+        self._sink = sink
+        self._max_connections = max_connections
+        self.connections: dict[int, Connection] = {}
+        self._by_cookie: dict[int, int] = {}
+        self._sequences: dict[int, int] = {}
+        self._with_loose: set[Connection] = set()
+        self.records = 0
+        self.lost = 0
+        self.calls_out = 0
+        self.exchanges_out = 0
+        self.bookkeeping = 0
+        self.evicted = 0
+        self.gap_bytes = 0
+        self.unparsed: dict[str, int] = {}
+        self.errors: dict[str, int] = {}
+
+    def handle(self, data: memoryview, start: int, end: int) -> None:
+        """Takes one record: `data[start:end]`."""
+        self.records += 1
+        if data[start] == _CALL_KIND:
+            (
+                _,
+                call_class,
+                direction,
+                _,
+                lane,
+                sequence,
+                tgid,
+                identity,
+                enter_ns,
+                exit_ns,
+                size,
+                offset,
+                captured,
+                position,
+                _,
+                _,
+            ) = CALL.unpack_from(data, start)
+            if self._sequences.get(lane, 0) + 1 != sequence:
+                self._count_loss(lane, sequence)
+            self._sequences[lane] = sequence
+            connection = self.connections.get(identity)
+            if connection is None:
+                self._unparsed("unknown_connection")
+                return
+            if not connection.owned:
+                connection.owned = True
+                connection.tgid = tgid
+            at = start + _CALL_SIZE
+            call = Call(_OPERATIONS[direction], call_class, enter_ns, exit_ns, size)
+            connection.receive(direction, call, position, offset, bytes(data[at : at + captured]))
+            conversation = connection.conversation
+            if conversation.exchanges:
+                self._exchanges(connection)
+            if conversation.loose:
+                self._loose(connection)
+            if size >= _WORTH_ASKING or (conversation.deaf and not connection.muted >> direction & 1):
+                self._tell_policy(connection, direction, position + size)
+            return
+        self._rare(data, start)
+
+    def _exchanges(self, connection: Connection) -> None:
+        exchanges = connection.conversation.exchanges
+        for exchange in exchanges:
+            self.exchanges_out += 1
+            self.calls_out += len(exchange.calls)
+            self._sink.exchange(connection, exchange)
+        exchanges.clear()
+
+    def _loose(self, connection: Connection) -> None:
+        if len(connection.conversation.loose) >= _LOOSE_BATCH:
+            self._flush_loose(connection)
+        else:
+            self._with_loose.add(connection)
+
+    def _flush_loose(self, connection: Connection) -> None:
+        loose = connection.conversation.loose
+        if loose:
+            connection.conversation.loose = []
+            self.calls_out += len(loose)
+            self._sink.calls(connection, loose)
+
+    def _tell_policy(self, connection: Connection, direction: int, end: int) -> None:
+        unneeded = connection.conversation.unneeded(direction)
+        if unneeded < 0:
+            if not connection.muted >> direction & 1:
+                connection.muted |= 1 << direction
+                self._sink.policy(connection, direction, 0, never=True)
+        elif unneeded >= _WORTH_SKIPPING:
+            # Positions wrap at 32 bits and "before" means the nearer half; a longer skip is told in steps.
+            self._sink.policy(connection, direction, (end + min(unneeded, 1 << 30)) & 0xFFFFFFFF, never=False)
+
+    def _count_loss(self, lane: int, sequence: int) -> None:
+        missing = (sequence - self._sequences.get(lane, 0) - 1) & 0xFFFFFFFF
+        if missing < 1 << 31:
+            self.lost += missing
+
+    def _unparsed(self, reason: str) -> None:
+        self.unparsed[reason] = self.unparsed.get(reason, 0) + 1
+
+    # -- the rare records --
+
+    def _rare(self, data: memoryview, start: int) -> None:
+        kind, _, _, flags, lane, sequence, tgid, identity, enter_ns, exit_ns = HEADER.unpack_from(data, start)
+        if self._sequences.get(lane, 0) + 1 != sequence:
+            self._count_loss(lane, sequence)
+        self._sequences[lane] = sequence
+        if kind == _OPEN_KIND:
+            self._open(OPEN.unpack_from(data, start)[10:], tgid, identity, flags, enter_ns, exit_ns)
+        else:
+            self._close(CLOSE.unpack_from(data, start)[10:], identity, enter_ns, exit_ns)
+
+    def _open(
+        self, fields: tuple[object, ...], tgid: int, identity: int, flags: int, enter_ns: int, exit_ns: int
+    ) -> None:
+        local, remote, local_port, remote_port, family, cause, _, netns, _, written, read, cookie = fields
+        stale = self.connections.get(self._by_cookie.get(cookie, 0))  # type: ignore[call-overload]
+        if stale is not None:
+            # Its socket's memory is another connection's now: the close record was lost.
+            self.errors["close_record_lost"] = self.errors.get("close_record_lost", 0) + 1
+            self._end(stale, exit_ns)
+        connection = Connection(
+            identity,
+            tgid,
+            OpenCause(cause),  # type: ignore[arg-type]
+            (_address(local, family), local_port),  # type: ignore[arg-type]
+            (_address(remote, family), remote_port),  # type: ignore[arg-type]
+            netns,  # type: ignore[arg-type]
+            cookie,  # type: ignore[arg-type]
+        )
+        if len(self.connections) >= self._max_connections:
+            self._evict()
+        connection.last_ns = exit_ns
+        self.connections[identity] = connection
+        self._by_cookie[connection.cookie] = identity
+        self._sink.opened(connection)
+        if cause == OpenCause.MET:
+            self.bookkeeping += 1
+            return
+        failed = bool(flags & OPEN_FAILED)
+        operation = Operation.CONNECT if cause == OpenCause.CONNECT else Operation.ACCEPT
+        call_class = CallClass.CONNECT if cause == OpenCause.CONNECT else CallClass.ACCEPT
+        connection.conversation.loose.append(Call(operation, call_class, enter_ns, exit_ns, 0, not failed))
+        if failed:
+            self._end(connection, exit_ns)
+            return
+        connection.begin(written, read)  # type: ignore[arg-type]
+        self._with_loose.add(connection)
+
+    def _close(self, fields: tuple[int, ...], identity: int, enter_ns: int, exit_ns: int) -> None:
+        connection = self.connections.get(identity)
+        if connection is None:
+            self._unparsed("unknown_connection")
+            return
+        connection.close(fields[0], fields[1], exit_ns)
+        connection.conversation.loose.append(Call(Operation.CLOSE, CallClass.CLOSE, enter_ns, exit_ns))
+        self._end(connection, exit_ns)
+
+    def _end(self, connection: Connection, now_ns: int) -> None:
+        connection.conversation.close(now_ns)
+        self._exchanges(connection)
+        self._flush_loose(connection)
+        self._with_loose.discard(connection)
+        self._collect_errors(connection)
+        self.gap_bytes += connection.gap_bytes
+        self.connections.pop(connection.id, None)
+        if self._by_cookie.get(connection.cookie) == connection.id:
+            del self._by_cookie[connection.cookie]
+        self._sink.gone(connection)
+
+    def _evict(self) -> None:
+        # Insertion order is age; among the oldest few the one idle longest goes.
+        oldest = [next_one for next_one, _ in zip(self.connections.values(), range(16), strict=False)]
+        self.evicted += 1
+        victim = min(oldest, key=lambda item: item.last_ns)
+        self._end(victim, victim.last_ns)
+
+    def _collect_errors(self, connection: Connection) -> None:
+        errors = connection.conversation.errors
+        if errors:
+            for reason, count in errors.items():
+                self.errors[reason] = self.errors.get(reason, 0) + count
+            errors.clear()
+
+    # -- what the clock drives --
+
+    def flush(self) -> None:
+        """Hands on stand-alone calls that wait for company."""
+        waiting, self._with_loose = self._with_loose, set()
+        for connection in waiting:
+            self._flush_loose(connection)
+
+    def expire(self, before_ns: int) -> None:
+        """Lets go what nothing has answered since `before_ns`; walks all connections."""
+        for connection in list(self.connections.values()):
+            connection.conversation.expire(before_ns)
+            self._exchanges(connection)
+            if connection.conversation.loose:
+                self._with_loose.add(connection)
+            self._collect_errors(connection)
+
+    def finish(self, now_ns: int) -> None:
+        """The agent stops: everything open comes out."""
+        for connection in list(self.connections.values()):
+            self._end(connection, now_ns)
+
+    def held(self) -> int:
+        """Kernel logs read and not handed on yet; walks all connections."""
+        return sum(connection.conversation.held() for connection in self.connections.values())
+
+    def open_gap_bytes(self) -> int:
+        """Bytes without a record on connections that still live, and on those that ended."""
+        return self.gap_bytes + sum(connection.gap_bytes for connection in self.connections.values())
+
+
+def _address(raw: bytes, family: int) -> bytes:
+    if family == _AF_INET:
+        return raw[:4]
+    return raw[12:] if raw[:12] == _MAPPED else raw

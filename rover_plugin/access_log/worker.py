@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker process: reads one shard's ring, analyses it, hands fragments to the main process.
+
+Run as `python -m rover_plugin.access_log.worker SOCKET RING POLICIES OPTIONS` with the first three inherited file
+descriptors and the options as JSON. It ends when the main process closes its end of the socket, or dies, after
+everything in the ring has been read and handed on.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from rover_plugin.access_log.encoders import make_encoder
+from rover_plugin.access_log.link import PROTOCOLS, ROLES, LinkWriter
+from rover_plugin.access_log.shard import Shard
+from rover_plugin.capture.bpf import Map
+from rover_plugin.capture.ring import RingReader
+
+if TYPE_CHECKING:
+    from rover_plugin.access_log.connection import Connection
+    from rover_plugin.access_log.model import Call, Exchange
+
+# Records taken from the ring at a time, so that what was found travels on while a burst lasts.
+_BATCH: Final = 2000
+_BUSY_WAIT_S: Final = 0.01
+_IDLE_WAIT_S: Final = 0.05
+_TICK_S: Final = 0.1
+_REPORT_S: Final = 1.0
+_DRAIN_S: Final = 10.0
+_POLICY: Final = struct.Struct("=IIBB6x")
+_POLICY_SKIP: Final = 1
+_POLICY_NEVER: Final = 2
+_IDENTITY: Final = struct.Struct("=Q")
+
+_ROLE_NUMBERS: Final = {name: number for number, name in enumerate(ROLES)}
+_PROTOCOL_NUMBERS: Final = {name: number for number, name in enumerate(PROTOCOLS)}
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """What a worker is told.
+
+    Attributes:
+        encodings: which fragments to make, in the order of their index on the link.
+        queue_size: log messages that may wait for the main process.
+        max_connections: of this shard.
+        exchange_timeout_s: a request unanswered for so long is let go.
+        grpc_status_as_http: see `ProtobufEncoder`.
+    """
+
+    shard: int
+    encodings: tuple[str, ...]
+    queue_size: int
+    max_connections: int
+    exchange_timeout_s: float
+    grpc_status_as_http: bool
+    path_templates: bool = False
+
+
+class Outbox:
+    """A shard's sink that encodes and hands on over the link."""
+
+    def __init__(self, link: LinkWriter, policies: Map, options: WorkerOptions) -> None:
+        self._link = link
+        self._policies = policies
+        self._encoders = [
+            make_encoder(encoding, grpc_status_as_http=options.grpc_status_as_http) for encoding in options.encodings
+        ]
+        self._policy_state: dict[int, list[int]] = {}
+        self._template = None
+        if options.path_templates:
+            from rover_plugin.access_log.protocols.path_template import template  # noqa: PLC0415 optional
+
+            self._template = template
+
+    def opened(self, connection: Connection) -> None:
+        """Tells the main process at once: the other end, if it is ours too, may be waiting for a name."""
+        self._tell(connection)
+
+    def exchange(self, connection: Connection, exchange: Exchange) -> None:
+        """Encodes one exchange for every output."""
+        self._tell(connection)
+        if self._template is not None and exchange.path is not None:
+            exchange.path = self._template(exchange.path)
+        for index, encoder in enumerate(self._encoders):
+            fragment, protocol_logs = encoder.exchange(exchange)
+            self._link.fragment(connection.id, index, len(exchange.calls), protocol_logs, fragment)
+
+    def calls(self, connection: Connection, calls: list[Call]) -> None:
+        """Encodes stand-alone calls for every output."""
+        self._tell(connection)
+        for index, encoder in enumerate(self._encoders):
+            for fragment, kernel_logs in encoder.calls(calls):
+                self._link.fragment(connection.id, index, kernel_logs, 0, fragment)
+
+    def gone(self, connection: Connection) -> None:
+        """Tells the main process to forget the connection."""
+        if connection.told:
+            self._link.gone(connection.id)
+        self._policy_state.pop(connection.id, None)
+
+    def set_clock(self) -> None:
+        """Reads the wall clock anew; it may have been stepped."""
+        offset_ns = time.time_ns() - time.monotonic_ns()
+        for encoder in self._encoders:
+            encoder.set_clock(offset_ns)
+
+    def policy(self, connection: Connection, direction: int, until: int, *, never: bool) -> None:
+        """Writes the connection's capture policy for the kernel side."""
+        state = self._policy_state.setdefault(connection.id, [0, 0, 0, 0])
+        state[direction] = until
+        state[2 + direction] = _POLICY_NEVER if never else _POLICY_SKIP
+        self._policies.set(_IDENTITY.pack(connection.id), _POLICY.pack(*state))
+
+    def _tell(self, connection: Connection) -> None:
+        conversation = connection.conversation
+        facts = (connection.tgid, conversation.role, conversation.protocol, conversation.tls)
+        if facts != connection.told:
+            connection.told = facts
+            self._link.connection(
+                connection,
+                _ROLE_NUMBERS[conversation.role],
+                _PROTOCOL_NUMBERS[conversation.protocol],
+                tls=conversation.tls,
+            )
+
+
+class Worker:
+    """One shard's loop."""
+
+    def __init__(self, channel: socket.socket, ring: RingReader, policies: Map, options: WorkerOptions) -> None:
+        self._options = options
+        self._channel = channel
+        self._ring = ring
+        self._link = LinkWriter(channel, options.queue_size)
+        self._outbox = Outbox(self._link, policies, options)
+        self._shard = Shard(self._outbox, options.max_connections)
+
+    def run(self) -> None:
+        """Works until the main process closes the link; then reads the ring to its end and hands everything on."""
+        shard, ring, link = self._shard, self._ring, self._link
+        self._outbox.set_clock()
+        ring.also_wait_for(self._channel.fileno())
+        next_tick = next_report = next_expiry = 0.0
+        expiry_period = max(self._options.exchange_timeout_s / 4, 0.25)
+        while True:
+            taken = ring.read(shard.handle, _BATCH)
+            now = time.monotonic()
+            if now >= next_tick:
+                next_tick = now + _TICK_S
+                shard.flush()
+                if now >= next_expiry:
+                    next_expiry = now + expiry_period
+                    shard.expire(time.monotonic_ns() - int(self._options.exchange_timeout_s * 1e9))
+                if now >= next_report:
+                    next_report = now + _REPORT_S
+                    self._outbox.set_clock()
+                    link.report(self._counts())
+            link.flush()
+            if taken == _BATCH:
+                continue
+            if self._asked_to_finish() or link.broken:
+                break
+            ring.wait(_BUSY_WAIT_S if taken else _IDLE_WAIT_S)
+        self._finish()
+
+    def _asked_to_finish(self) -> bool:
+        try:
+            return self._channel.recv(1, socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def _finish(self) -> None:
+        while self._ring.read(self._shard.handle):
+            self._link.drain(_DRAIN_S)
+        self._shard.finish(time.monotonic_ns())
+        self._link.report(self._counts())
+        self._link.drain(_DRAIN_S)
+
+    def _counts(self) -> dict[str, object]:
+        shard = self._shard
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return {
+            "shard": self._options.shard,
+            "records": shard.records,
+            "lost_ring": shard.lost,
+            "calls_out": shard.calls_out,
+            "exchanges_out": shard.exchanges_out,
+            "bookkeeping": shard.bookkeeping,
+            "unparsed": shard.unparsed,
+            "errors": shard.errors,
+            "held": shard.held(),
+            "evicted": shard.evicted,
+            "gap_bytes": shard.open_gap_bytes(),
+            "lost_queue_kernel": self._link.lost["kernel"],
+            "lost_queue_protocol": self._link.lost["protocol"],
+            "connections": len(shard.connections),
+            "ring_pending": self._ring.pending(),
+            "ring_size": self._ring.size,
+            "cpu_s": usage.ru_utime + usage.ru_stime,
+            "max_rss_bytes": usage.ru_maxrss * 1024,
+        }
+
+
+def main() -> int:
+    """Runs one worker."""
+    # The main process decides when to end; a signal to the whole group must not cut the flush short.
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(ignored, signal.SIG_IGN)
+    descriptor, ring, policies = map(int, sys.argv[1:4])
+    arguments = json.loads(sys.argv[4])
+    options = WorkerOptions(**{**arguments, "encodings": tuple(arguments["encodings"])})
+    channel = socket.socket(fileno=descriptor)
+    # What was imported stays; the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+    Worker(channel, RingReader(ring), Map(policies), options).run()
+    os.close(ring)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts and ends the worker processes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final
+
+from rover_plugin.errors import CaptureError
+
+if TYPE_CHECKING:
+    from rover_plugin.access_log.worker import WorkerOptions
+
+_RECEIVE_BUFFER: Final = 8 << 20
+_SO_RCVBUFFORCE: Final = 33  # root may go beyond net.core.rmem_max
+
+
+class WorkerProcess:
+    """One worker, and our end of its link."""
+
+    def __init__(self, ring: int, policies: int, options: WorkerOptions) -> None:
+        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            for buffer in (socket.SO_RCVBUF, _SO_RCVBUFFORCE):
+                with contextlib.suppress(OSError):
+                    self.channel.setsockopt(socket.SOL_SOCKET, buffer, _RECEIVE_BUFFER)
+            command = [sys.executable, "-m", "rover_plugin.access_log.worker"]
+            arguments = [str(theirs.fileno()), str(ring), str(policies), json.dumps(asdict(options))]
+            try:
+                self._process = subprocess.Popen(
+                    [*command, *arguments], pass_fds=(theirs.fileno(), ring, policies), stdin=subprocess.DEVNULL
+                )
+            except OSError as error:
+                raise CaptureError(f"cannot start a worker process: {error.strerror}") from error
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def ask_to_finish(self) -> None:
+        """Lets it read its ring to the end, hand everything on, and exit."""
+        with contextlib.suppress(OSError):
+            self.channel.shutdown(socket.SHUT_WR)
+
+    def wait(self, timeout_s: float) -> None:
+        """Waits for its end, and forces it after `timeout_s` seconds."""
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self.channel.close()

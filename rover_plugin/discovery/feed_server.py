@@ -99,13 +99,13 @@ class FeedServer:
 
     Args:
         table: what to serve.
-        socket_path: the unix socket, mode 0600; its directory is made with mode 0700 if it is missing.
+        socket_path: the unix socket, mode 0600; its directory is made with mode 0700 if it is missing. None: no socket.
         tcp: `host:port` to serve on as well, unencrypted and for anybody who can reach it; empty for not at all.
         heartbeat_s: longest silence towards a client, in seconds.
     """
 
     def __init__(
-        self, table: ProcessTable, socket_path: Path, tcp: str = "", *, heartbeat_s: float = HEARTBEAT_S
+        self, table: ProcessTable, socket_path: Path | None, tcp: str = "", *, heartbeat_s: float = HEARTBEAT_S
     ) -> None:
         self._table = table
         self._path = socket_path
@@ -121,7 +121,8 @@ class FeedServer:
         Raises:
             FeedError: another host serves there, or the socket or port cannot be had.
         """
-        self._lock = _claim(self._path)
+        if self._path is not None:
+            self._lock = _claim(self._path)
         server = grpc.server(
             ThreadPoolExecutor(MAX_CLIENTS, thread_name_prefix="feed"),
             maximum_concurrent_rpcs=MAX_CLIENTS,
@@ -132,13 +133,14 @@ class FeedServer:
             # First what is likely to fail: gRPC gives bound addresses of a server that never started up late.
             if self._tcp:
                 self.tcp_port = _bind_tcp(server, self._tcp)
-            _bind_private(server, self._path)
+            if self._path is not None:
+                _bind_private(server, self._path)
         except FeedError:
             self._release()
             raise
         server.start()
         self._server = server
-        log.info("feed_served", socket=str(self._path), tcp=self._tcp)
+        log.info("feed_served", socket=str(self._path or ""), tcp=self._tcp)
 
     def stop(self) -> None:
         """Ends every stream and gives the socket up; harmless if it was never started."""

@@ -109,4 +109,5 @@ class ProcessEvents:
 def _check_pid_namespace() -> None:
     """Events name processes as the initial pid namespace does, so /proc must be the same."""
     if Path("/proc/self/ns/pid").stat().st_ino != _INITIAL_PID_NAMESPACE:
-        raise CaptureError("this process is in a pid namespace of its own", hint="run it with the host's (hostPID)")
+        message = "this process is in a pid namespace of its own"
+        raise CaptureError(message, hint="run it with the host's (hostPID)")

@@ -21,7 +21,7 @@ ACCEPTED_FORMS = (
 )
 _CONDITION = re.compile(r"\s*([a-z]+)\s*(~?=)\s*(.*?)\s*", re.DOTALL)
 _AND = " && "
-_NAMES = " -> "
+_NAMES = "=>"
 
 # Facts that change while a process runs: they are looked at again from time to time, and only if a rule asks.
 VOLATILE_KEYS = frozenset({"port", "user", "cgroup", "unit", "container"})
@@ -71,7 +71,7 @@ def parse_rule(key: str, text: str) -> Rule:
 
 
 def parse_service_rules(key: str, texts: Iterable[str]) -> tuple[ServiceRule, ...]:
-    """Parses `RULE -> SERVICE`, see `parse_rules`."""
+    """Parses `RULE => SERVICE`, see `parse_rules`."""
     return tuple(_parse_service_rule(key, text) for text in texts)
 
 
@@ -79,7 +79,7 @@ def _parse_service_rule(key: str, text: str) -> ServiceRule:
     rule, arrow, service = text.rpartition(_NAMES)
     if not arrow or not service.strip():
         message = f"{key}: service rule {text!r} names no service"
-        raise SettingsError(message, hint=f"write RULE{_NAMES}SERVICE, where RULE is: {ACCEPTED_FORMS}", key=key)
+        raise SettingsError(message, hint=f"write RULE {_NAMES} SERVICE, where RULE is: {ACCEPTED_FORMS}", key=key)
     return ServiceRule(parse_rule(key, rule), service.strip())
 
 

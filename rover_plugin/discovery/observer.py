@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps the table of processes true to the host: one look at /proc, then the kernel's events."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rover_plugin.discovery.listeners import listening_ports
+from rover_plugin.discovery.local_finder import is_volatile
+from rover_plugin.discovery.model import Process, ProcessKey
+from rover_plugin.discovery.process_events import Kind
+from rover_plugin.discovery.procfs import PROC, ProcessFacts, pids, read_process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from rover_plugin.discovery.local_finder import Finder
+    from rover_plugin.discovery.process_events import ProcessEvent
+    from rover_plugin.discovery.table import ProcessTable
+
+GRACE_S = 60.0  # how long the dead stay listed
+MAX_EXITED = 4096  # and how many of them
+RECHECK_AFTER_S = 1.0  # a server has opened its port and changed its user by then
+RECHECK_EVERY_S = 30.0
+_NEVER = float("inf")
+
+
+class ProcessObserver:
+    """Not thread-safe: one thread calls everything. Times (`now`) are seconds of any clock that does not jump.
+
+    Args:
+        table: what to keep true.
+        finders: who names the processes.
+        own_pid: this process and its descendants are listed without entities, so nobody watches them.
+    """
+
+    def __init__(
+        self, table: ProcessTable, finders: Sequence[Finder], *, own_pid: int | None = None, proc: str = PROC
+    ) -> None:
+        self._table = table
+        self._finders = finders
+        self._proc = proc
+        self._volatile = any(map(is_volatile, finders))
+        self._by_port = any("port" in finder.fact_keys for finder in finders)
+        self._root = os.getpid() if own_pid is None else own_pid
+        self._own = {self._root}
+        self._live: dict[int, ProcessFacts] = {}
+        self._exited: OrderedDict[ProcessKey, float] = OrderedDict()  # to the time it is forgotten, soonest first
+        self._young: set[int] = set()
+        self._recheck_young_at = _NEVER
+        self._recheck_all_at = _NEVER
+        # What the table does not know yet.
+        self._changed: dict[ProcessKey, Process] = {}
+        self._removed: list[ProcessKey] = []
+
+    @property
+    def living(self) -> int:
+        """Number of processes alive."""
+        return len(self._live)
+
+    def scan(self, now: float) -> None:
+        """Makes the table agree with /proc, whatever was missed."""
+        found = self._read(pids(self._proc))
+        for facts in [known for pid, known in self._live.items() if pid not in found or found[pid].key != known.key]:
+            self._exit(facts.key, now)
+        self._adopt(found)
+        for facts in found.values():
+            self._take(facts)
+        self._recheck_all_at = now + RECHECK_EVERY_S if self._volatile else _NEVER
+        self._publish()
+
+    def apply(self, events: Iterable[ProcessEvent], now: float) -> None:
+        """Takes events, oldest first; of several about one process the table sees only the outcome."""
+        for event in events:
+            if event.kind == Kind.FORK:
+                self._fork(event, now)
+            elif event.kind == Kind.EXEC:
+                self._execute(event, now)
+            else:
+                self._exit(event.key, now)
+        self._publish()
+
+    def tick(self, now: float) -> None:
+        """Does what is due: forgets the dead, looks again at facts that change silently if rules ask for them."""
+        while self._exited and next(iter(self._exited.values())) <= now:
+            self._forget_oldest()
+        if now >= self._recheck_all_at:
+            self.scan(now)
+        elif now >= self._recheck_young_at:
+            for facts in self._read(self._young & self._live.keys()).values():
+                if self._live[facts.key.pid].key == facts.key:
+                    self._take(facts)
+            self._young.clear()
+            self._recheck_young_at = _NEVER
+        self._publish()
+
+    def next_due(self) -> float:
+        """When `tick` has something to do, infinite if it has not."""
+        forget_at = next(iter(self._exited.values()), _NEVER)
+        return min(forget_at, self._recheck_young_at, self._recheck_all_at)
+
+    def _read(self, wanted: Iterable[int]) -> dict[int, ProcessFacts]:
+        found = {pid: facts for pid in wanted if (facts := read_process(pid, self._proc)) is not None}
+        if self._by_port:
+            ports = listening_ports(found, self._proc)
+            return {pid: replace(facts, ports=ports.get(pid, frozenset())) for pid, facts in found.items()}
+        return found
+
+    def _fork(self, event: ProcessEvent, now: float) -> None:
+        known = self._live.get(event.key.pid)
+        if known is not None and known.key == event.key:
+            return  # a scan was faster
+        if known is not None:
+            self._exit(known.key, now)  # its end was lost
+        self._take(self._child(event))
+        self._note_young(event.key.pid, now)
+
+    def _child(self, event: ProcessEvent) -> ProcessFacts:
+        """A child is like its parent, so a fork costs no look at /proc unless it was born into another cgroup."""
+        parent = self._live.get(event.parent)
+        if parent is None or parent.cgroup_id not in {0, event.cgroup_id}:
+            facts = read_process(event.key.pid, self._proc)
+            if facts is not None and facts.key == event.key:
+                return facts
+        return _as_of(event, parent)
+
+    def _execute(self, event: ProcessEvent, now: float) -> None:
+        known = self._live.get(event.key.pid)
+        if known is not None and known.key != event.key:
+            self._exit(known.key, now)
+            known = None
+        facts = read_process(event.key.pid, self._proc)
+        if facts is None or facts.key != event.key:  # it is gone already
+            path = event.filename
+            facts = replace(_as_of(event, known), exe=path, cmdline=(path,))
+        elif known is not None:
+            facts = replace(facts, ports=known.ports)
+        self._take(facts)
+        self._note_young(event.key.pid, now)
+
+    def _exit(self, key: ProcessKey, now: float) -> None:
+        facts = self._live.get(key.pid)
+        if facts is None or facts.key != key:
+            return
+        process = self._process(facts)
+        del self._live[key.pid]
+        self._own -= {key.pid} - {self._root}
+        if not process.entities:  # nobody has logs of it
+            self._changed.pop(key, None)
+            self._removed.append(key)
+            return
+        self._changed[key] = replace(process, exited=True)
+        self._exited[key] = now + GRACE_S
+        if len(self._exited) > MAX_EXITED:
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        key, _ = self._exited.popitem(last=False)
+        self._changed.pop(key, None)
+        self._removed.append(key)
+
+    def _take(self, facts: ProcessFacts) -> None:
+        if facts.parent in self._own:
+            self._own.add(facts.key.pid)
+        if self._live.get(facts.key.pid) != facts:
+            self._live[facts.key.pid] = facts
+            self._changed[facts.key] = self._process(facts)
+
+    def _adopt(self, found: dict[int, ProcessFacts]) -> None:
+        """Extends what is ours to all descendants; those that lost their parent meanwhile stay ours."""
+        while children := {pid for pid, facts in found.items() if facts.parent in self._own} - self._own:
+            self._own |= children
+
+    def _note_young(self, pid: int, now: float) -> None:
+        if self._volatile:
+            self._young.add(pid)
+            self._recheck_young_at = min(self._recheck_young_at, now + RECHECK_AFTER_S)
+
+    def _process(self, facts: ProcessFacts) -> Process:
+        watched = facts.key.pid not in self._own
+        return Process(
+            key=facts.key,
+            exe=facts.exe,
+            cmdline=facts.cmdline,
+            pid_namespace=facts.pid_namespace,
+            cgroup_id=facts.cgroup_id,
+            container_id=facts.cgroup.container_id,
+            entities=tuple(entity for finder in self._finders for entity in finder.entities(facts)) if watched else (),
+        )
+
+    def _publish(self) -> None:
+        if self._changed or self._removed:
+            self._table.update(self._changed.values(), self._removed)
+            self._changed.clear()
+            self._removed.clear()
+
+
+def _as_of(event: ProcessEvent, base: ProcessFacts | None) -> ProcessFacts:
+    """What an event tells, over what was known before."""
+    return replace(
+        base or ProcessFacts(event.key),
+        key=event.key,
+        parent=event.parent,
+        comm=event.comm,
+        uid=event.uid,
+        cgroup_id=event.cgroup_id,
+        pid_namespace=event.pid_namespace,
+    )

@@ -139,9 +139,10 @@ class ProcessReporter:
             self._failing = False
 
     def _report(self, stub: Process_pb2_grpc.EBPFProcessServiceStub, batch: Mapping[Entity, Process]) -> None:
+        address = host_ip()
         request = Process_pb2.EBPFProcessReportList(
             ebpfAgentID=self._agent_id,
-            processes=(encode_properties(entity, process) for entity, process in batch.items()),
+            processes=(encode_properties(entity, process, address) for entity, process in batch.items()),
         )
         answer = stub.reportProcesses(request, timeout=RPC_DEADLINE_S)
         by_identity = {_identity(encode_entity(entity)): entity for entity in batch}
@@ -204,10 +205,10 @@ def encode_entity(entity: Entity) -> Process_pb2.EBPFProcessEntityMetadata:
     )
 
 
-def encode_properties(entity: Entity, process: Process) -> Process_pb2.EBPFProcessProperties:
+def encode_properties(entity: Entity, process: Process, address: str) -> Process_pb2.EBPFProcessProperties:
     """An entity with what is known of its process, as the OAP's message; the names of properties are Rover's."""
     properties = {
-        "host_ip": host_ip(),
+        "host_ip": address,
         "pid": str(process.key.pid),
         "command_line": " ".join(process.cmdline)[:MAX_COMMAND_LINE].encode(errors="replace").decode(),
         "container_name": entity.container,

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Module `process_discovery`: finds the processes of this host, serves them as a feed, reports them to the OAP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+import structlog
+
+from rover_plugin.discovery.feed_server import FeedServer
+from rover_plugin.discovery.local_finder import Finder, local_finder
+from rover_plugin.discovery.observer import ProcessObserver
+from rover_plugin.discovery.reporter import ProcessReporter
+from rover_plugin.discovery.table import ProcessTable
+from rover_plugin.discovery.watcher import HostWatcher
+from rover_plugin.errors import SettingsError
+
+if TYPE_CHECKING:
+    import grpc
+
+    from rover_plugin.host.module import Context
+    from rover_plugin.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+class Core(Protocol):
+    """What this module needs of the module `core`."""
+
+    instance_id: str
+    cluster_name: str
+
+    def channel(self) -> grpc.Channel:
+        """The channel to the OAP."""
+
+
+class ProcessDiscoveryModule:
+    """See the module's docstring.
+
+    Attributes:
+        table: the processes, for others in this host that want to look without following.
+    """
+
+    name = "process_discovery"
+    requires = ("core",)
+
+    def __init__(self) -> None:
+        self.table = ProcessTable()
+        self._server: FeedServer | None = None
+        self._watcher: HostWatcher | None = None
+        self._reporter: ProcessReporter | None = None
+
+    def active(self, settings: Settings) -> bool:
+        """Whether any finder is."""
+        return settings.flag("process_discovery.local.active") or settings.flag("process_discovery.kubernetes.active")
+
+    def start(self, context: Context) -> None:
+        """Serves the feed and begins to observe.
+
+        Raises:
+            SettingsError: a rule is wrong.
+            FeedError: the feed cannot be served.
+        """
+        settings = context.settings
+        core = cast("Core", context.modules["core"])
+        finders = _finders(settings, core.cluster_name)
+        self._server = _serve(settings, self.table)
+        if not finders:
+            log.warning("no_finder_active", hint="set process_discovery.local.active to true to watch local processes")
+            return
+        self._watcher = HostWatcher(ProcessObserver(self.table, finders), context.counters, context.fail)
+        self._watcher.start()
+        if "skywalking" in settings.items("access_log.outputs"):
+            self._reporter = ProcessReporter(
+                self.table,
+                core.channel,
+                core.instance_id,
+                context.counters,
+                period_s=settings.seconds("process_discovery.heartbeat_period"),
+                full_every=settings.integer("process_discovery.properties_report_period"),
+            )
+
+    def notify_start_success(self) -> None:
+        """Begins to report."""
+        if self._reporter is not None:
+            self._reporter.start()
+
+    def shutdown(self) -> None:
+        """Stops reporting, observing and serving."""
+        for part in (self._reporter, self._watcher, self._server):
+            if part is not None:
+                part.stop()
+
+
+def _finders(settings: Settings, cluster: str) -> list[Finder]:
+    if settings.flag("process_discovery.kubernetes.active"):
+        message = "process_discovery.kubernetes.active: this version has no Kubernetes finder"
+        raise SettingsError(message, hint="set it to false, and process_discovery.local.active to true")
+    return [local_finder(settings, cluster)] if settings.flag("process_discovery.local.active") else []
+
+
+def _serve(settings: Settings, table: ProcessTable) -> FeedServer | None:
+    path = settings.text("process_discovery.feed.socket")
+    tcp = settings.text("process_discovery.feed.tcp")
+    if not path and not tcp:
+        return None
+    server = FeedServer(table, Path(path) if path else None, tcp)
+    server.start()
+    return server

@@ -25,7 +25,9 @@ _PREFIX = "process_discovery.local"
 class Finder(Protocol):
     """Names processes. Several may stand side by side; a process has the entities of all of them."""
 
-    fact_keys: frozenset[str]  # which facts (as rules name them) its answer depends on
+    @property
+    def fact_keys(self) -> frozenset[str]:
+        """Which facts, as rules name them, its answer depends on."""
 
     def entities(self, facts: ProcessFacts) -> tuple[Entity, ...]:
         """What this process is known as; nothing if it is not to be watched for this finder's sake."""

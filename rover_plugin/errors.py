@@ -43,6 +43,12 @@ class ModuleError(RoverError):
     """A module is unknown, in a dependency cycle, or could not start or stop."""
 
 
+class UnknownModuleError(ModuleError):
+    """A module's name that no installed package registers. Exit code 2."""
+
+    exit_code = 2
+
+
 class CaptureError(RoverError):
     """The kernel side cannot be built, loaded, attached or read."""
 

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from rover_plugin.settings import Settings
     from rover_plugin.telemetry.counters import Counters
 
@@ -26,7 +27,7 @@ class Context:
     settings: Settings
     counters: Counters
     modules: Mapping[str, Module] = field(default_factory=dict)
-    fail: Callable[[BaseException], None] = lambda error: None
+    fail: Callable[[BaseException], None] = lambda _: None
 
 
 class Module(Protocol):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from dynaconf import Dynaconf
 
 from rover_plugin.settings import layers
-from rover_plugin.settings.schema import Key, Schema, load_schema
+from rover_plugin.settings.schema import Schema, load_schema
 from rover_plugin.settings.values import Value, show
 
 if TYPE_CHECKING:
@@ -78,10 +78,6 @@ class Settings:
     def shown(self, name: str) -> str:
         """The value for people: like `text`, but secrets are masked."""
         return "***" if self._entry(name).key.secret and self.text(name) else self.text(name)
-
-    def keys(self) -> Iterable[Key]:
-        """All keys, in the order of default.toml."""
-        return self.schema.keys.values()
 
     def _entry(self, name: str) -> Entry:
         if name not in self.schema.keys:

@@ -102,7 +102,7 @@ def _list(_: Key, raw: Any) -> tuple[str, ...]:
 
 
 def _service_rules(key: Key, raw: Any) -> tuple[str, ...]:
-    """Brings `{ rule, service }` tables to the form of the other items, `rule => service`."""
+    """Brings `{ rule, service }` tables to the form of the other items, `rule -> service`."""
     if not isinstance(raw, list):
         return _list(key, raw)
     items = []
@@ -111,7 +111,7 @@ def _service_rules(key: Key, raw: Any) -> tuple[str, ...]:
             if item.keys() != {"rule", "service"}:
                 message = f"{_toml(item)} is not of the form {{ rule = …, service = … }}"
                 raise ValueError(message)
-            items.append(f"{item['rule']} => {item['service']}")
+            items.append(f"{item['rule']} -> {item['service']}")
         else:
             items.append(item)
     return _list(key, items)

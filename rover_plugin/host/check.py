@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `rover-host check` looks at: everything this host must offer before access logs can be had.
+
+Each check is a function of the settings that yields findings. It never raises for what it finds wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import shutil
+import socket
+import subprocess
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rover_plugin.errors import RoverError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rover_plugin.settings import Settings
+
+_KERNEL_NEEDED = (5, 8)  # BPF ring buffers; bpf_probe_read_user and raw tracepoints are older
+_KERNEL_WITHOUT_MEMLOCK = (5, 11)  # BPF memory counts for the memory cgroup instead
+_MEMLOCK_NEEDED = 64 << 20
+_BACKEND_TIMEOUT_S = 2.0
+
+_BTF = Path("/sys/kernel/btf/vmlinux")
+_TRACEFS = (Path("/sys/kernel/tracing/events"), Path("/sys/kernel/debug/tracing/events"))
+_LOCKDOWN = Path("/sys/kernel/security/lockdown")
+_STATUS = Path("/proc/self/status")
+
+# include/uapi/linux/capability.h
+_CAP_SYS_PTRACE = 19
+_CAP_SYS_ADMIN = 21
+_CAP_PERFMON = 38
+_CAP_BPF = 39
+
+
+class Status(StrEnum):
+    """How a finding is to be taken: `warn` costs something, `fail` means there would be no access logs."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report: what was looked at, how it stands, and what to do if it does not stand well."""
+
+    name: str
+    status: Status
+    detail: str
+    hint: str = ""
+
+
+def kernel(_: Settings) -> Iterator[Finding]:
+    """The kernel is new enough."""
+    release = os.uname().release
+    if _kernel_version(release) >= _KERNEL_NEEDED:
+        yield Finding("kernel", Status.OK, release)
+    else:
+        yield Finding("kernel", Status.FAIL, release, "boot a kernel of 5.8 or newer")
+
+
+def btf(_: Settings) -> Iterator[Finding]:
+    """The kernel describes its own types."""
+    if os.access(_BTF, os.R_OK):
+        yield Finding("btf", Status.OK, str(_BTF))
+    else:
+        hint = "boot a kernel with CONFIG_DEBUG_INFO_BTF=y (the distributions' own have it), and run as root"
+        yield Finding("btf", Status.FAIL, f"{_BTF} cannot be read", hint)
+
+
+def privileges(_: Settings) -> Iterator[Finding]:
+    """This process may load BPF programs and look at other processes."""
+    effective = int(re.search(r"CapEff:\s*([0-9a-f]+)", _STATUS.read_text())[1], 16)  # type: ignore[index]
+
+    def holds(capability: int) -> bool:
+        return bool(effective >> capability & 1)
+
+    if holds(_CAP_SYS_ADMIN) or (holds(_CAP_BPF) and holds(_CAP_PERFMON)):
+        yield Finding("bpf privileges", Status.OK, f"effective capabilities {effective:#x}")
+    else:
+        hint = "run as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE (CAP_SYS_ADMIN before kernel 5.8)"
+        yield Finding("bpf privileges", Status.FAIL, f"effective capabilities {effective:#x}", hint)
+    if not holds(_CAP_SYS_PTRACE):
+        hint = "add CAP_SYS_PTRACE"
+        yield Finding("process privileges", Status.WARN, "other users' processes cannot be looked at", hint)
+
+
+def lockdown(_: Settings) -> Iterator[Finding]:
+    """The kernel is not locked down against reading its memory (kernel_lockdown(7))."""
+    if _LOCKDOWN.exists() and "[confidentiality]" in _LOCKDOWN.read_text():
+        hint = "boot with lockdown=integrity or without"
+        yield Finding("lockdown", Status.FAIL, "confidentiality mode keeps BPF from reading", hint)
+
+
+def tracefs(_: Settings) -> Iterator[Finding]:
+    """Tracepoints can be listed."""
+    for path in _TRACEFS:
+        if os.access(path, os.R_OK | os.X_OK):
+            yield Finding("tracefs", Status.OK, str(path.parent))
+            return
+    hint = "mount -t tracefs tracefs /sys/kernel/tracing"
+    yield Finding("tracefs", Status.WARN, "not mounted or not readable; tracepoints cannot be looked up", hint)
+
+
+def bcc(_: Settings) -> Iterator[Finding]:
+    """The BPF Compiler Collection's Python module is there, and is not PyPI's project of the same name."""
+    from rover_plugin.capture.build import import_bcc  # noqa: PLC0415 - loading it takes long, and only this needs it
+
+    try:
+        module = import_bcc()
+    except RoverError as error:
+        yield Finding("bcc", Status.FAIL, error.message, error.hint)
+    else:
+        yield Finding("bcc", Status.OK, f"{getattr(module, '__version__', 'unknown version')} at {module.__file__}")
+
+
+def bpftool(_: Settings) -> Iterator[Finding]:
+    """The command bpftool is there; it prints the kernel's types for the compiler."""
+    hint = "apt install bpftool, or dnf install bpftool"
+    path = shutil.which("bpftool", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/local/sbin")
+    if path is None:
+        yield Finding("bpftool", Status.FAIL, "not installed", hint)
+        return
+    answer = subprocess.run([path, "version"], capture_output=True, text=True, check=False)
+    if answer.returncode == 0:
+        yield Finding("bpftool", Status.OK, answer.stdout.partition("\n")[0])
+    else:
+        yield Finding("bpftool", Status.FAIL, answer.stderr.strip() or f"{path} does not run", hint)
+
+
+def memlock(_: Settings) -> Iterator[Finding]:
+    """Locked memory suffices for BPF maps, on kernels that count them there."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    detail = "unlimited" if hard == resource.RLIM_INFINITY else f"{hard >> 10} KiB"
+    if _kernel_version(os.uname().release) >= _KERNEL_WITHOUT_MEMLOCK:
+        yield Finding("memlock", Status.OK, f"{detail}, which this kernel does not count BPF maps against")
+    elif hard == resource.RLIM_INFINITY or hard >= _MEMLOCK_NEEDED or os.geteuid() == 0:
+        yield Finding("memlock", Status.OK, detail)
+    else:
+        yield Finding("memlock", Status.WARN, detail, "ulimit -l unlimited, or LimitMEMLOCK=infinity in systemd")
+
+
+def probes(_: Settings) -> Iterator[Finding]:
+    """Which hooks the running kernel has, and what cannot be seen without the others."""
+    from rover_plugin.capture.plan import decide, describe  # noqa: PLC0415 - checks do without what others need
+
+    try:
+        decide()
+    except RoverError as error:
+        yield Finding("probes", Status.FAIL, error.message, error.hint)
+    for name, attachable, lost in describe():
+        if attachable:
+            yield Finding(f"probe {name}", Status.OK, "can be attached")
+        else:
+            yield Finding(f"probe {name}", Status.WARN, f"missing, lost without it: {lost}")
+
+
+def backend(settings: Settings) -> Iterator[Finding]:
+    """The OAP accepts connections, if access logs go there."""
+    if "skywalking" not in settings.items("access_log.outputs"):
+        yield Finding("backend", Status.OK, "not needed: access_log.outputs is without skywalking")
+        return
+    reachable = False
+    findings = []
+    for address in settings.items("core.backend.addr"):
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _BACKEND_TIMEOUT_S).close()
+        except OSError as error:
+            hint = f"check core.backend.addr (set by {settings.origin('core.backend.addr')}) and that the OAP runs"
+            findings.append((f"{address}: {error}", hint))
+        else:
+            reachable = True
+            yield Finding("backend", Status.OK, f"{address} accepts connections")
+    for detail, hint in findings:
+        yield Finding("backend", Status.WARN if reachable else Status.FAIL, detail, hint)
+
+
+CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
+    kernel,
+    btf,
+    privileges,
+    lockdown,
+    tracefs,
+    bcc,
+    bpftool,
+    memlock,
+    probes,
+    backend,
+)
+
+
+def check(settings: Settings) -> list[Finding]:
+    """Runs all checks, in order."""
+    return [finding for function in CHECKS for finding in function(settings)]
+
+
+def _kernel_version(release: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", release)[:2])

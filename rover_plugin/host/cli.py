@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line of `rover-host`.
+
+Each file in `commands/` is one command: it defines `command`, its name is the file's. Nothing else is to be edited.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import pkgutil
+import traceback
+from typing import Any
+
+import click
+import structlog
+
+from rover_plugin import __version__
+from rover_plugin.errors import RoverError
+from rover_plugin.host import commands
+from rover_plugin.host.lifecycle import Stop, run
+from rover_plugin.host.options import load_settings, settings_options
+from rover_plugin.host.registry import plan, registered
+from rover_plugin.host.signals import stop_on_signals
+
+log = structlog.get_logger()
+
+
+class HostGroup(click.Group):
+    """Finds commands in the package `commands`, imports only the one that is used, and reports RoverErrors."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands' names, sorted."""
+        del ctx
+        return sorted(module.name for module in pkgutil.iter_modules(commands.__path__))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command in the file `cmd_name`.py, or None."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command: click.Command = importlib.import_module(f"{commands.__name__}.{cmd_name}").command
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command line; a RoverError becomes one line, its traceback is only for logger.level DEBUG."""
+        try:
+            return super().invoke(ctx)
+        except RoverError as error:
+            if structlog.is_configured() and log.is_enabled_for(logging.DEBUG):
+                traceback.print_exception(error)
+            click.echo(f"rover-host: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+
+EPILOG = """
+\b
+Exit codes:
+  0      stopped by a signal, or the command succeeded
+  1      a module failed, or `check` found something that prevents access logs
+  2      wrong command line or settings, unknown module, or no module active
+  128+n  a second signal (number n) ended the host before everything was flushed
+"""
+
+
+@click.group(cls=HostGroup, invoke_without_command=True, epilog=EPILOG)
+@click.option("--modules", metavar="NAME[,NAME…]", default="", help="Modules to run, with all they require.")
+@settings_options
+@click.version_option(__version__, prog_name="rover-host")
+@click.pass_context
+def cli(context: click.Context, modules: str) -> None:
+    """Runs modules that observe this host, such as access_log, until SIGINT, SIGTERM, SIGHUP or SIGQUIT."""
+    names = [name.strip() for name in modules.split(",") if name.strip()]
+    if context.invoked_subcommand:
+        if names:
+            message = f"--modules does not go with the command {context.invoked_subcommand}"
+            raise click.UsageError(message)
+        return
+    if not names:
+        message = "name the modules to run, such as --modules access_log"
+        raise click.UsageError(message)
+    settings = load_settings()
+    wanted = plan(names, settings, registered())
+    for module in wanted.loaded:
+        if module not in wanted.started:
+            log.info("module_inactive", module=module.name)
+    stop = Stop()
+    with stop_on_signals(stop):
+        run(wanted.started, settings, stop)
+
+
+def main() -> None:
+    """The console script."""
+    cli(prog_name="rover-host")

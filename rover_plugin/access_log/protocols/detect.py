@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from rover_plugin.access_log.model import Direction, ProtocolName
-from rover_plugin.access_log.protocols.http1_head import begins_message, may_begin_message
 from rover_plugin.access_log.protocols.frame_shape import Speaker, judge_frames
+from rover_plugin.access_log.protocols.http1_head import begins_message, may_begin_message
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 

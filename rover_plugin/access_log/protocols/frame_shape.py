@@ -3,7 +3,7 @@
 
 Stateless on purpose: nothing but the bytes of one call, no HPACK tables. So it only accepts what other protocols and
 ciphertext do not produce by accident: frames valid by RFC 9113 §4.1 and §6 that end where the call ends, among them a
-HEADERS frame with a complete, well-formed block (RFC 7541 §6) that has a pseudo-header field of requests or of responses.
+HEADERS frame with a complete, well-formed block (RFC 7541 §6) that has a pseudo-header field.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Speaker(Enum):
 
 
 _DEFAULT_MAX_FRAME = 16_384
-_MAX_INDEX = 61 + 4096 // 32 * 16  # a dynamic table of 64 KB, entries of 32 bytes (RFC 7541 §4.1)
+_MAX_INDEX = 61 + 65_536 // 32  # a dynamic table of 64 KB, entries of 32 bytes (RFC 7541 §4.1)
 
-# Static table indexes (RFC 7541 appendix A): pseudo-header fields of requests, of responses; from there up regular ones.
+# Static table indexes (RFC 7541 appendix A): pseudo-header fields of requests, then of responses, then the others.
 _FIRST_STATUS = 8
 _FIRST_REGULAR = 15
 _LAST_STATIC = 61

@@ -22,7 +22,6 @@ Tolerated as most servers do: bare LF, empty lines before a request, obs-fold, a
 from __future__ import annotations
 
 from collections import defaultdict
-from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from rover_plugin.access_log.model import Call, Completeness, Exchange, Operation, ProtocolName, Side
@@ -41,7 +40,7 @@ from rover_plugin.access_log.protocols.http1_head import (
 from rover_plugin.access_log.protocols.http1_pairing import Pairing
 
 if TYPE_CHECKING:
-    from rover_plugin.access_log.model import TraceContext
+    from rover_plugin.access_log.protocols.http1_head import RequestHead
 
 MAX_HEAD = 65_536
 """Bytes of a header section; a longer one is counted and its message labelled `truncated`."""
@@ -64,23 +63,19 @@ _GAP = Completeness.GAP
 _COMPLETE = Completeness.COMPLETE
 
 
-class _State(IntEnum):
-    """What a side's next byte is."""
+# What a side's next byte is. Plain numbers in this order: comparing them is a good part of the work.
+_START = 0  # of a message, or of an empty line before it
+_HEAD = 1  # inside a header section that began in an earlier call
+_LENGTH = 2  # content, `remaining` bytes of it
+_CHUNK_DATA = 3  # content of a chunk, `remaining` bytes of it
+_CHUNK_END = 4  # the CRLF after it, `remaining` bytes of it
+_CHUNK_SIZE = 5  # inside a chunk-size line
+_TRAILER = 6  # inside the trailer section; `remaining` bytes of it may still come
+_UNTIL_CLOSE = 7  # content until the connection closes
+_LOST = 8  # unknown
+_PARKED = 9  # of a request, or of a tunnel: the answer to the last request will tell
+_DONE = 10  # not HTTP/1's any more
 
-    START = 0  # of a message, or of an empty line before it
-    HEAD = 1  # inside a header section that began in an earlier call
-    LENGTH = 2  # content, `remaining` bytes of it
-    CHUNK_DATA = 3  # content of a chunk, `remaining` bytes of it
-    CHUNK_END = 4  # the CRLF after it, `remaining` bytes of it
-    CHUNK_SIZE = 5  # inside a chunk-size line
-    TRAILER = 6  # inside the trailer section; `remaining` bytes of it may still come
-    UNTIL_CLOSE = 7  # content until the connection closes
-    LOST = 8  # unknown
-    PARKED = 9  # of a request, or of a tunnel: the answer to the last request will tell
-    DONE = 10  # not HTTP/1's any more
-
-
-_START, _HEAD, _LENGTH, _CHUNK_DATA, _CHUNK_END, _CHUNK_SIZE, _TRAILER, _UNTIL_CLOSE, _LOST, _PARKED, _DONE = _State
 _COUNTED = frozenset((_LENGTH, _CHUNK_DATA, _CHUNK_END))
 
 
@@ -89,7 +84,7 @@ class _Half:
 
     __slots__ = ("buffer", "calls", "exchange", "first", "remaining", "side", "state")
 
-    def __init__(self, side: Side, state: _State) -> None:
+    def __init__(self, side: Side, state: int) -> None:
         self.side = side
         self.state = state
         self.exchange: Exchange | None = None
@@ -302,49 +297,44 @@ class Http1Analyzer:
                 return start
             self._lose(half, _TRUNCATED, "http1_bad_start_line")
             return len(data)
-        method, path, host, content, trace = parsed
-        exchange = self._begin_request(half, call, method, path, host, trace, len(head))
-        if content == 0:
-            self._pairing.end_request(exchange)
-            if method == "CONNECT":
+        content = parsed[3]
+        available = len(data) - position
+        if 0 <= content <= available:
+            exchange, first = self._new_request(half, call, parsed, len(head))
+            exchange.request_body_bytes = content
+            self._pairing.add_request(exchange, first)
+            if parsed[0] == "CONNECT":
                 half.state = _PARKED
-        elif content > 0:
-            if content <= len(data) - position:
-                exchange.request_body_bytes = content
-                self._pairing.end_request(exchange)
-                return position + content
-            half.exchange = exchange
+            self._check_early_response(parsed[0])
+            return position + content
+        half.exchange = self._begin_request(half, call, parsed, len(head))
+        if content >= 0:
             half.remaining = content
             half.state = _LENGTH
-        else:
-            half.exchange = exchange
-            if content != CHUNKED:
-                self._lose(half, _TRUNCATED, "http1_bad_content_length")
-                return len(data)
+        elif content == CHUNKED:
             half.state = _CHUNK_SIZE
+        else:
+            self._lose(half, _TRUNCATED, "http1_bad_content_length")
+            return len(data)
         return position
 
-    def _begin_request(
-        self,
-        half: _Half,
-        call: Call,
-        method: str | None,
-        path: str | None,
-        host: str | None,
-        trace: TraceContext | None,
-        size: int,
-    ) -> Exchange:
+    def _new_request(self, half: _Half, call: Call, parsed: RequestHead, size: int) -> tuple[Exchange, Call]:
+        """A request's exchange, and the call in which it began."""
         response = self._response
         if response.exchange is not None and response.state == _LOST:
             self._end(response)
         first = half.first
-        if first is None:
+        if first is None and self._fresh:
+            self._fresh = False
             first = call
+            calls = [call]
         else:
+            first = first or call
             half.first = None
+            calls = self._take_calls(half, call)
         start_ns = first.exit_ns if first.operation == _READ else first.enter_ns
-        calls = self._take_calls(half, call)
-        mine = Exchange(
+        method, path, host, _, trace = parsed
+        return Exchange(
             1,
             method,
             path,
@@ -362,12 +352,20 @@ class Http1Analyzer:
             None,
             None,
             calls,
-        )
-        exchange = self._pairing.begin_request(mine, first)
-        if exchange is response.exchange and exchange.response_body_bytes == 0 and method == "HEAD":
-            self._end(response)  # it came before its request, and was taken for one with content
-            response.state = _START
+        ), first
+
+    def _begin_request(self, half: _Half, call: Call, parsed: RequestHead, size: int) -> Exchange:
+        exchange, first = self._new_request(half, call, parsed, size)
+        exchange = self._pairing.begin_request(exchange, first)
+        self._check_early_response(parsed[0])
         return exchange
+
+    def _check_early_response(self, method: str) -> None:
+        """A response that came before its request may have been taken for one with content."""
+        response = self._response
+        if method == "HEAD" and response.exchange is not None and response.exchange.method == "HEAD":
+            response.state = _START
+            self._end(response)
 
     def _response_head(self, half: _Half, call: Call, head: bytes, data: bytes, position: int) -> int:
         parsed = parse_response(head)
@@ -379,7 +377,7 @@ class Http1Analyzer:
             self._interim(half, call)
             return position
         exchange, method = self._begin_response(half, call, status, len(head))
-        if method == "HEAD" or status in {204, 304}:  # RFC 9112 §6.3
+        if method == "HEAD" or status == 204 or status == 304:  # noqa: PLR1714 - hot; RFC 9112 §6.3
             content = 0
         elif status == 101 or (method == "CONNECT" and status < 300):
             self._switch(exchange, head, status)
@@ -410,8 +408,13 @@ class Http1Analyzer:
         half.first = None
         exchange.status = status
         exchange.response_header_bytes = size
-        exchange.calls += self._take_calls(half, call)
-        exchange.end_ns = max(exchange.end_ns, call.exit_ns)
+        if self._fresh and not half.calls:
+            self._fresh = False
+            exchange.calls.append(call)
+        else:
+            exchange.calls += self._take_calls(half, call)
+        if call.exit_ns > exchange.end_ns:  # noqa: PLR1730 - max() is a call
+            exchange.end_ns = call.exit_ns
         return exchange, method
 
     def _interim(self, half: _Half, call: Call) -> None:
@@ -438,14 +441,15 @@ class Http1Analyzer:
             if half.side is Side.REQUEST:
                 request = parse_request(lines + b"\r\n")
                 if request is not None:
-                    method, path, host, _, trace = request
-                    half.exchange = self._begin_request(half, latest, method, path, host, trace, size)
+                    half.exchange = self._begin_request(half, latest, request, size)
             else:
                 response = parse_response(lines + b"\r\n")
-                if response is not None and response.status < 200 and response.status != 101:
+                if response is None:
+                    pass
+                elif response[0] < 200 and response[0] != 101:
                     self._interim(half, latest)
-                elif response is not None:
-                    half.exchange, _ = self._begin_response(half, latest, response.status, size)
+                else:
+                    half.exchange, _ = self._begin_response(half, latest, response[0], size)
             if half.exchange is not None and half.exchange.completeness is _COMPLETE:
                 half.exchange.completeness = label
         half.first = None

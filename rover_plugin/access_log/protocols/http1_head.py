@@ -12,7 +12,7 @@ same; bytes that are not UTF-8 become U+FFFD.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from rover_plugin.access_log.protocols import trace_context
 
@@ -46,24 +46,16 @@ _LONG_REQUEST_LINE = re.compile(
 _STATUS_LINE_START = re.compile(rb"HTTP/1\.[0-9][ \t]+[1-9][0-9]{2}(?:[ \t\r\n]|\Z)")
 _REQUEST_LINE_BEGINNING = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}(?:\Z|[ \t])")
 _STATUS_LINE_PREFIX = b"HTTP/1."
+_RARE_FIELD = re.compile(rb"\n(transfer-encoding|%b)[ \t]*:" % b"|".join(trace_context.HEADER_NAMES)).search
 _MAX_LENGTH_DIGITS = 18
+_COLON = 58
 
 
-class RequestHead(NamedTuple):
-    """What a request's header section says; `content` is a length, `CHUNKED` or `INVALID`."""
+RequestHead = tuple[str, str, str | None, int, "TraceContext | None"]
+"""Method, path, host, content (a length, `CHUNKED` or `INVALID`), trace context. A plain tuple is cheapest to make."""
 
-    method: str
-    path: str
-    host: str | None
-    content: int
-    trace: TraceContext | None
-
-
-class ResponseHead(NamedTuple):
-    """What a response's header section says; `content` is a length, `CHUNKED`, `UNTIL_CLOSE` or `INVALID`."""
-
-    status: int
-    content: int
+ResponseHead = tuple[int, int]
+"""Status, and content: a length, `CHUNKED`, `UNTIL_CLOSE` or `INVALID`."""
 
 
 def head_end(data: bytes | bytearray, start: int) -> int:
@@ -113,7 +105,9 @@ def parse_request(head: bytes) -> RequestHead | None:
     host = None
     position = lowered.find(b"\nhost:", line_end)
     if position >= 0:
-        host = _value(head, position + 6)
+        end = head.find(b"\n", position + 6)
+        folded = head[end + 1] in b" \t"
+        host = _value(head, position + 6) if folded else head[position + 6 : end].strip()
     if target[:1] == b"/":
         query = target.find(b"?")
         path = target[:query] if query >= 0 else target
@@ -127,16 +121,25 @@ def parse_request(head: bytes) -> RequestHead | None:
         path = match[2] or b"/"
     else:  # asterisk-form, or something odd: as it is
         path = target.partition(b"?")[0].partition(b"#")[0]
-    trace = None
-    if b"\nsw8:" in lowered or b"\nb3:" in lowered or b"\ntraceparent:" in lowered or b"\nx-b3-" in lowered:
-        trace = _trace(head, lowered)
-    return RequestHead(
-        method,
-        str(path, "utf-8", "replace"),
-        None if host is None else str(host, "utf-8", "replace"),
-        0 if method == "CONNECT" else _content(lowered, line_end, 0, INVALID),
-        trace,
-    )
+    found: dict[bytes, bytes] = {}
+    match = _RARE_FIELD(lowered, line_end)
+    while match is not None:
+        position = match.end()
+        found.setdefault(match[1], _value(head, position))
+        match = _RARE_FIELD(lowered, position)
+    if token == b"CONNECT":
+        content = 0
+    elif b"transfer-encoding" in found:
+        content = _unusual_content(lowered, line_end, 0, INVALID)
+    else:
+        position = lowered.find(b"\ncontent-length", line_end)
+        content = 0 if position < 0 else _length(lowered, position, line_end, 0)
+    trace = trace_context.extract(found.get) if found else None
+    try:
+        return method, path.decode(), None if host is None else host.decode(), content, trace
+    except UnicodeDecodeError:
+        host_text = None if host is None else host.decode("utf-8", "replace")
+        return method, path.decode("utf-8", "replace"), host_text, content, trace
 
 
 def parse_response(head: bytes) -> ResponseHead | None:
@@ -145,7 +148,10 @@ def parse_response(head: bytes) -> ResponseHead | None:
     if match is None:
         return None
     lowered = head.lower()
-    return ResponseHead(int(match[1]), _content(lowered, match.end(), UNTIL_CLOSE, UNTIL_CLOSE))
+    if b"\ntransfer-encoding" in lowered:
+        return int(match[1]), _unusual_content(lowered, match.end(), UNTIL_CLOSE, UNTIL_CLOSE)
+    position = lowered.find(b"\ncontent-length", match.end())
+    return int(match[1]), UNTIL_CLOSE if position < 0 else _length(lowered, position, match.end(), UNTIL_CLOSE)
 
 
 def header(head: bytes, name: bytes) -> bytes | None:
@@ -169,31 +175,23 @@ def _value(head: bytes, start: int) -> bytes:
     return value
 
 
-def _trace(head: bytes, lowered: bytes) -> TraceContext | None:
-    def value(name: bytes) -> bytes | None:
-        position = lowered.find(b"\n" + name + b":")
-        return None if position < 0 else _value(head, position + len(name) + 2)
+def _length(lowered: bytes, position: int, start: int, absent: int) -> int:
+    """The Content-Length whose field begins at `position`, if it is one plain number; else the general way."""
+    value_start = position + 15
+    end = lowered.find(b"\n", value_start)
+    if lowered[value_start] == _COLON and lowered[end + 1] not in b" \t":
+        value = lowered[value_start + 1 : end].strip()
+        if value.isdigit() and len(value) <= _MAX_LENGTH_DIGITS and lowered.find(b"\ncontent-length", end) < 0:
+            return int(value)
+    return _unusual_content(lowered, start, absent, INVALID)
 
-    return trace_context.extract(value)
 
-
-def _content(lowered: bytes, start: int, absent: int, foreign: int) -> int:
+def _unusual_content(lowered: bytes, start: int, absent: int, foreign: int) -> int:
     """How the content is delimited: a length, `CHUNKED`, `INVALID`, `absent` without framing fields.
 
     `foreign` stands for a Transfer-Encoding whose last coding is not chunked: an error in a request, until close in a
     response (RFC 9112 §6.3).
     """
-    position = lowered.find(b"\ncontent-length", start)
-    coded = lowered.find(b"\ntransfer-encoding", start)
-    if coded < 0:
-        if position < 0:
-            return absent
-        end = lowered.find(b"\n", position + 15)
-        if lowered[position + 15] == 58 and lowered[end + 1] not in b" \t":  # 58 is the colon; no obs-fold
-            value = lowered[position + 16 : end].strip()
-            single = lowered.find(b"\ncontent-length", end) < 0
-            if single and value.isdigit() and len(value) <= _MAX_LENGTH_DIGITS:
-                return int(value)
     lengths: list[bytes] = []
     codings: list[bytes] = []
     for name, value in _fields(lowered[start:]):

@@ -94,6 +94,14 @@ class Pairing:
             return exchange
         return self._begin_unusual_request(exchange, call)
 
+    def add_request(self, exchange: Exchange, call: Call) -> None:
+        """A request that `call` carries to its end: the same as `begin_request` and `end_request`."""
+        queue = self.queue
+        if self.doubt is None and not queue and not self._held:
+            queue.append(exchange)
+        else:
+            self.end_request(self._begin_unusual_request(exchange, call))
+
     def _begin_unusual_request(self, exchange: Exchange, call: Call) -> Exchange:
         queue = self.queue
         if self._held and (early := self._early_response(exchange, call)) is not None:

@@ -32,6 +32,7 @@ class Connection:
         conversation: what is said on it.
         told: (tgid, role, protocol, tls) as last told to outputs.
         muted: directions (bit 0, bit 1) whose bytes the kernel side was told not to copy any more.
+        open_calls: calls taken that have not come out; 0 at the end, or something lost one.
         gap_bytes: bytes that moved without a record.
         last_ns: exit of the newest call.
     """
@@ -46,6 +47,7 @@ class Connection:
         "local",
         "muted",
         "netns",
+        "open_calls",
         "owned",
         "remote",
         "tgid",
@@ -73,6 +75,7 @@ class Connection:
         self.told: tuple[object, ...] = ()
         self.muted = 0
         self.gap_bytes = 0
+        self.open_calls = 0
         self.last_ns = 0
         # Position of the next byte by direction; None until the first call of a connection met midway.
         self._expected: list[int | None] = [None, None]
@@ -92,6 +95,7 @@ class Connection:
             data: what was captured.
         """
         self.last_ns = call.exit_ns
+        self.open_calls += 1
         expected = self._expected[direction]
         self._expected[direction] = (position + call.size) & _MASK
         if expected is not None and expected != position:
@@ -103,6 +107,11 @@ class Connection:
         if offset:
             self.conversation.gap(direction, offset)
         self.conversation.receive(direction, call, data, call.size - offset - len(data))
+
+    def add_log(self, call: Call) -> None:
+        """Takes a call that moved no bytes: connect, accept, close."""
+        self.open_calls += 1
+        self.conversation.loose.append(call)
 
     def close(self, written: int, read: int, now_ns: int) -> None:
         """The connection ended at these positions: bytes without a record are a gap, what is open comes out."""

@@ -130,12 +130,6 @@ class Conversation:
             return
         self._take(analyzer)
 
-    def held(self) -> int:
-        """Calls taken that have not come out, counted where they are."""
-        waiting = sum(1 for item in self._waiting if item[1] is not None)
-        inside = self._analyzer.held() if self._analyzer is not None else 0
-        return waiting + inside + len(self.loose) + sum(len(item.calls) for item in self.exchanges)
-
     # -- finding out --
 
     def _undecided(self, direction: int, call: Call, data: bytes, unseen: int) -> None:

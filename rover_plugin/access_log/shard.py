@@ -3,7 +3,7 @@
 
 Counting (the worker's half of the loss ledger). Every record read is one of: `calls_out` (handed to an encoder),
 `bookkeeping` (says something, but is no kernel log: a connection met midway), `unparsed` (with its reason), or still
-held. `held()` counts the last where they are, so the sum is a check and not a definition.
+held by its connection. A connection that ends must hold none: what it still holds (or gave out twice) is `imbalance`.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class Shard:
         calls_out, exchanges_out: handed to the sink.
         bookkeeping: records that are no kernel log.
         unparsed: records or bytes that could not be used, by reason.
+        imbalance: calls that ended connections swallowed or gave out twice; anything but 0 is a bug.
         evicted: connections ended for want of room.
         gap_bytes: bytes that moved without a record.
     """
@@ -79,6 +80,7 @@ class Shard:
         self.calls_out = 0
         self.exchanges_out = 0
         self.bookkeeping = 0
+        self.imbalance = 0
         self.evicted = 0
         self.gap_bytes = 0
         self.unparsed: dict[str, int] = {}
@@ -133,7 +135,9 @@ class Shard:
         exchanges = connection.conversation.exchanges
         for exchange in exchanges:
             self.exchanges_out += 1
-            self.calls_out += len(exchange.calls)
+            calls = len(exchange.calls)
+            self.calls_out += calls
+            connection.open_calls -= calls
             self._sink.exchange(connection, exchange)
         exchanges.clear()
 
@@ -148,6 +152,7 @@ class Shard:
         if loose:
             connection.conversation.loose = []
             self.calls_out += len(loose)
+            connection.open_calls -= len(loose)
             self._sink.calls(connection, loose)
 
     def _tell_policy(self, connection: Connection, direction: int, end: int) -> None:
@@ -210,7 +215,7 @@ class Shard:
         failed = bool(flags & OPEN_FAILED)
         operation = Operation.CONNECT if cause == OpenCause.CONNECT else Operation.ACCEPT
         call_class = CallClass.CONNECT if cause == OpenCause.CONNECT else CallClass.ACCEPT
-        connection.conversation.loose.append(Call(operation, call_class, enter_ns, exit_ns, 0, not failed))
+        connection.add_log(Call(operation, call_class, enter_ns, exit_ns, 0, not failed))
         if failed:
             self._end(connection, exit_ns)
             return
@@ -223,7 +228,7 @@ class Shard:
             self._unparsed("unknown_connection")
             return
         connection.close(fields[0], fields[1], exit_ns)
-        connection.conversation.loose.append(Call(Operation.CLOSE, CallClass.CLOSE, enter_ns, exit_ns))
+        connection.add_log(Call(Operation.CLOSE, CallClass.CLOSE, enter_ns, exit_ns))
         self._end(connection, exit_ns)
 
     def _end(self, connection: Connection, now_ns: int) -> None:
@@ -233,6 +238,7 @@ class Shard:
         self._with_loose.discard(connection)
         self._collect_errors(connection)
         self.gap_bytes += connection.gap_bytes
+        self.imbalance += abs(connection.open_calls)
         self.connections.pop(connection.id, None)
         if self._by_cookie.get(connection.cookie) == connection.id:
             del self._by_cookie[connection.cookie]
@@ -276,7 +282,7 @@ class Shard:
 
     def held(self) -> int:
         """Kernel logs read and not handed on yet; walks all connections."""
-        return sum(connection.conversation.held() for connection in self.connections.values())
+        return sum(connection.open_calls for connection in self.connections.values())
 
     def open_gap_bytes(self) -> int:
         """Bytes without a record on connections that still live, and on those that ended."""

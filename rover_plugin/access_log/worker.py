@@ -202,6 +202,7 @@ class Worker:
             "unparsed": shard.unparsed,
             "errors": shard.errors,
             "held": shard.held(),
+            "imbalance": shard.imbalance,
             "evicted": shard.evicted,
             "gap_bytes": shard.open_gap_bytes(),
             "lost_queue_kernel": self._link.lost["kernel"],

@@ -83,9 +83,7 @@ class Conversation:
             if not up and not down:
                 return
 
-    def _receive(
-        self, endpoint: h2.connection.H2Connection, data: bytes, events: list[h2.events.Event]
-    ) -> None:
+    def _receive(self, endpoint: h2.connection.H2Connection, data: bytes, events: list[h2.events.Event]) -> None:
         for event in endpoint.receive_data(data):
             events.append(event)
             if isinstance(event, h2.events.DataReceived) and event.flow_controlled_length:
@@ -171,7 +169,9 @@ def read_independently(up: bytes, down: bytes) -> dict[int, Seen]:
             elif isinstance(frame, (hf.HeadersFrame, hf.ContinuationFrame)):
                 block += frame.data
                 if "END_HEADERS" in frame.flags:
-                    _note(streams.setdefault(frame.stream_id, Seen()), side, decoder.decode(block, raw=True), len(block))
+                    _note(
+                        streams.setdefault(frame.stream_id, Seen()), side, decoder.decode(block, raw=True), len(block)
+                    )
                     block = b""
     return streams
 

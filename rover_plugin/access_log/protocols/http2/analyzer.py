@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rover_plugin.access_log.model import Completeness, Exchange, Operation, ProtocolName, Side
 from rover_plugin.access_log.protocols.http2 import frames
@@ -37,13 +37,20 @@ from rover_plugin.access_log.protocols.http2.streams import (
     RESPONSE_HEAD,
     RESPONSE_LOSS,
     Stream,
+    label_unknown,
     read_request,
     read_response,
+    take_request,
+    take_response,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rover_plugin.access_log.model import Call
     from rover_plugin.access_log.protocols.analyzer import Handover
+    from rover_plugin.access_log.protocols.http2.hpack import Fields
+    from rover_plugin.access_log.protocols.http2.streams import RequestHead, ResponseHead
 
 MAX_STREAMS: Final = 10_000
 MAX_HEADER_BLOCK: Final = 256 * 1024
@@ -53,9 +60,11 @@ MAX_CLOSED: Final = 1024
 LARGEST_SOUGHT_FRAME: Final = 1 << 20  # a larger frame is not believed while looking for a boundary
 MAX_SETTINGS_SENT: Final = 64
 OPEN_REPORT_NS: Final = 60 * 10**9
+_READ: Final = Operation.READ
 NEVER: Final = 1 << 32  # above every stream id
 
-_WHOLE = REQUEST_HEAD | RESPONSE_HEAD
+_BOTH_HEADS = REQUEST_HEAD | RESPONSE_HEAD
+_CLEAN_END = _BOTH_HEADS | BOTH_ENDS
 
 _unpack_header = frames.FRAME_HEADER.unpack_from
 _KEPT_WHOLE = frozenset({frames.RST_STREAM, frames.SETTINGS, frames.PUSH_PROMISE, frames.GOAWAY, frames.CONTINUATION})
@@ -75,13 +84,13 @@ class _Direction:
         block: fragments of a header block whose END_HEADERS is still to come; `block_damaged` if it cannot be decoded.
         left_pad: how many of the `left` bytes are padding, at the end.
         rest: bytes that turned out not to be a frame, on their way to a seeker.
-        settings_sent: header table sizes in SETTINGS frames (None without one) that the other side has not acknowledged.
+        settings_sent: header table sizes of SETTINGS frames not yet acknowledged (None in one without).
     """
 
     __slots__ = (
-        "block", "block_damaged", "block_ends", "block_is_push", "block_stream", "decoder", "is_request", "label", "left", "left_ends",
-        "left_pad", "left_stream", "max_head", "need", "origin", "partial", "partial_stream", "pending", "preface",
-        "rest", "seeker", "settings_sent", "slow", "started",
+        "block", "block_damaged", "block_ends", "block_is_push", "block_stream", "decoder", "is_request", "label",
+        "left", "left_ends", "left_pad", "left_stream", "max_head", "need", "origin", "partial", "partial_stream",
+        "pending", "preface", "rest", "seeker", "settings_sent", "slow", "started",
     )  # fmt: skip
 
     def __init__(self, side: Side) -> None:
@@ -93,7 +102,8 @@ class _Direction:
 
     def from_start(self) -> None:
         """The next byte is the first of the connection."""
-        self.decoder = HeaderDecoder(from_start=True)
+        interpret: Callable[[Fields], RequestHead | ResponseHead] = read_request if self.is_request else read_response
+        self.decoder: HeaderDecoder[Any] = HeaderDecoder(interpret, from_start=True)
         self.seeker: FrameSeeker | None = None
         self.rest: bytes | None = None
         self.max_head = frames.DEFAULT_MAX_FRAME_SIZE << 8 | 0xFF
@@ -428,10 +438,10 @@ class Http2Analyzer:
                         claimed = True
                     exchange.end_ns = max(exchange.end_ns, call.exit_ns)
                 if flags & 0x4:
-                    self._read_block(direction, stream, data[start:stop], ends=flags & 0x1 != 0)
+                    self._read_block(direction, stream, data[start:stop], flags & 0x1 != 0, False)
                 else:
                     self._begin_block(direction, stream, data[start:stop], ends=flags & 0x1 != 0, is_push=False)
-            elif kind == 8 or kind == 6 or kind == 2:  # WINDOW_UPDATE, PING, PRIORITY
+            elif kind in {8, 6, 2}:  # WINDOW_UPDATE, PING, PRIORITY
                 if direction.block is not None or not frames.is_sound(kind, head >> 8, stream_id):
                     return self._bad_frame(direction, data, at, "frame_order", claimed=claimed)
                 if end > size:
@@ -482,7 +492,7 @@ class Http2Analyzer:
     # Frames other than DATA and HEADERS
 
     def _rare_frame(self, direction: _Direction, call: Call, origin: Call, frame: bytes, *, claimed: bool) -> bool:
-        """RST_STREAM, SETTINGS, GOAWAY, PUSH_PROMISE and CONTINUATION, each whole. Returns whether the call is claimed."""
+        """RST_STREAM, SETTINGS, GOAWAY, PUSH_PROMISE, CONTINUATION, each whole. Returns whether the call is claimed."""
         head, flags, stream_id = _unpack_header(frame)
         kind = head & 0xFF
         stream_id &= frames.STREAM_ID_MASK
@@ -543,7 +553,7 @@ class Http2Analyzer:
         if promised and not promised & 1 and promised not in self._streams:
             stream = self._begin(promised, origin)
         claimed = self._claim(stream, call, claimed=claimed)
-        self._begin_block(direction, stream, frame[start:stop], ends=True, is_push=True)
+        self._begin_block(direction, stream, frame[start:stop], ends=False, is_push=True)
         if flags & frames.END_HEADERS:
             self._end_block(direction)
         return claimed
@@ -576,32 +586,36 @@ class Http2Analyzer:
         if block is None:
             return
         if not direction.block_damaged:
-            self._read_block(
-                direction, stream, bytes(block), ends=direction.block_ends, is_push=direction.block_is_push
-            )
+            self._read_block(direction, stream, bytes(block), direction.block_ends, direction.block_is_push)
         elif direction.block_ends and stream is not None and not stream.seen & DONE:
             self._end(direction, stream)
 
     def _damage_block(self, direction: _Direction, label: Completeness) -> None:
-        """Reads what is there of a block whose rest is missing, and forgets the table that the rest would have changed."""
+        """Reads what is there of a block whose rest is missing; forgets the table that the rest would have changed."""
         block, stream = direction.block, direction.block_stream
         if block is None:
             return
-        fields = direction.decoder.decode(bytes(block)).fields
+        head, fields, _, _ = direction.decoder.decode(bytes(block))
         direction.decoder.restart()
         direction.label = label
         direction.block_damaged = True
         block.clear()
-        if stream is not None and not stream.seen & DONE:
-            self._read_fields(direction, stream, fields, label, is_push=direction.block_is_push)
-            stream.label = stream.label or label
+        if stream is None or stream.seen & DONE:
+            return
+        if direction.block_is_push:
+            take_request(stream, read_request(fields), 0)
+        elif direction.is_request:
+            take_request(stream, head, 0)
+        else:
+            take_response(stream, head, 0)
+        stream.label = stream.label or label
 
     def _read_block(
-        self, direction: _Direction, stream: Stream | None, block: bytes, *, ends: bool, is_push: bool = False
+        self, direction: _Direction, stream: Stream | None, block: bytes, ends: bool, is_push: bool
     ) -> None:
         """Decodes a whole header block, which every block must be for the table's sake, and gives it to its stream."""
         decoder = direction.decoder
-        fields, unknown, error = decoder.decode(block)
+        head, fields, unknown, error = decoder.decode(block)
         if error:
             self._count(error)
             direction.label = Completeness.GAP
@@ -610,32 +624,17 @@ class Http2Analyzer:
             self.fields_unknown += unknown
         if stream is None or stream.seen & DONE:
             return
-        exchange = stream.exchange
-        if self._read_fields(direction, stream, fields, direction.label if unknown else None, is_push=is_push):
-            if direction.is_request or is_push:
-                exchange.request_header_bytes += len(block)
-            else:
-                exchange.response_header_bytes += len(block)
         if is_push:
+            take_request(stream, read_request(fields), len(block))
             stream.seen |= REQUEST_END
-        elif ends:
+        elif direction.is_request:
+            take_request(stream, head, len(block))
+        else:
+            take_response(stream, head, len(block))
+        if unknown:
+            label_unknown(stream, fields, direction.label, is_request=direction.is_request or is_push)
+        if ends:
             self._end(direction, stream)
-
-    def _read_fields(
-        self,
-        direction: _Direction,
-        stream: Stream,
-        fields: dict[bytes, bytes],
-        unknown: Completeness | None,
-        *,
-        is_push: bool,
-    ) -> bool:
-        """Returns whether the block counts in the header sizes."""
-        if not direction.is_request and not is_push:
-            return read_response(stream, fields, unknown)
-        if not stream.seen & REQUEST_HEAD:
-            read_request(stream, fields, unknown)
-        return True
 
     # Streams
 
@@ -644,8 +643,10 @@ class Http2Analyzer:
         if len(self._streams) >= MAX_STREAMS:
             self._count("streams")
             self._finish(next(iter(self._streams.values())))
-        began = origin.exit_ns if origin.operation is Operation.READ else origin.enter_ns
-        stream = self._streams[stream_id] = Stream(stream_id, Exchange(2, stream_id=stream_id, start_ns=began))
+        exchange = Exchange(2)
+        exchange.stream_id = stream_id
+        exchange.start_ns = origin.exit_ns if origin.operation is _READ else origin.enter_ns
+        stream = self._streams[stream_id] = Stream(stream_id, exchange)
         return stream
 
     def _stream_for_head(self, direction: _Direction, stream_id: int, origin: Call) -> Stream | None:
@@ -663,7 +664,7 @@ class Http2Analyzer:
         if stream is None:
             stream = self._begin(stream_id, origin)
         else:  # its response came first: calls of two threads can be recorded in either order
-            stream.exchange.start_ns = origin.exit_ns if origin.operation is Operation.READ else origin.enter_ns
+            stream.exchange.start_ns = origin.exit_ns if origin.operation is _READ else origin.enter_ns
         if self._orphans:
             self._finish_orphans(stream_id)
         return stream
@@ -686,9 +687,13 @@ class Http2Analyzer:
 
     def _end(self, direction: _Direction, stream: Stream) -> None:
         """One side ended the stream."""
-        stream.seen |= REQUEST_END if direction.is_request else RESPONSE_END
-        seen = stream.seen
-        if seen & BOTH_ENDS == BOTH_ENDS:
+        seen = stream.seen = stream.seen | (REQUEST_END if direction.is_request else RESPONSE_END)
+        if seen == _CLEAN_END and stream.label is None and not self._uncertain:
+            # What `_finish` comes to for almost every stream.
+            stream.seen = seen | DONE
+            del self._streams[stream.id]
+            self.exchanges.append(stream.exchange)
+        elif seen & BOTH_ENDS == BOTH_ENDS:
             self._finish(stream)
         elif seen & RESPONSE_END:
             if not seen & REQUEST_HEAD:
@@ -708,7 +713,7 @@ class Http2Analyzer:
         del self._streams[stream.id]
         exchange = stream.exchange
         label = stream.label
-        if label is None and seen & _WHOLE != _WHOLE:
+        if label is None and seen & _BOTH_HEADS != _BOTH_HEADS:
             label = self._label_of_incomplete(seen)
         if label is not None:
             exchange.completeness = label
@@ -738,7 +743,7 @@ class Http2Analyzer:
     # Losses
 
     def _pass_over(self, direction: _Direction, call: Call | None, size: int, label: Completeness | None) -> None:
-        """`size` bytes that nobody saw (-1: any number); `label` for streams they belong to, None for skipped bodies."""
+        """`size` bytes that nobody saw (-1: any number); `label` is for what they hit, None for bytes not copied."""
         if direction.seeker is not None:
             if size < 0:
                 self._release(direction)
@@ -763,7 +768,7 @@ class Http2Analyzer:
             self._desync(direction, label or Completeness.TRUNCATED, "")
 
     def _damage_frame(self, direction: _Direction, label: Completeness) -> bool:
-        """A hole in the frame in `partial`: uses the fragment before it. False if the frame is not of a header block."""
+        """A hole in the frame in `partial`: uses the fragment before it. False if that is no header block's frame."""
         part = bytes(direction.partial)
         head, flags, _ = _unpack_header(part)
         kind = head & 0xFF

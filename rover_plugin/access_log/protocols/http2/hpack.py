@@ -16,10 +16,13 @@ Rule 3: after a lost or malformed block nobody knows what was inserted; the wind
 from __future__ import annotations
 
 import re
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from rover_plugin.access_log.protocols.http2 import huffman
 from rover_plugin.access_log.protocols.trace_context import HEADER_NAMES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DEFAULT_TABLE_SIZE: Final = 4096
 LARGEST_EXACT_TABLE: Final = 1 << 20  # a limit above is kept to this size, and what falls out is unknown
@@ -75,18 +78,8 @@ STATIC: Final[tuple[Entry, ...]] = (
 )
 
 
-class HeaderBlock(NamedTuple):
-    """What one header block said.
-
-    Attributes:
-        fields: the wanted fields; shared between blocks that are equal, so read only.
-        unknown: how many fields are unknown, because they refer to what was not seen or follow an error.
-        error: why decoding stopped, or an empty string.
-    """
-
-    fields: dict[bytes, bytes]
-    unknown: int
-    error: str
+Fields = dict[bytes, bytes]
+Head = TypeVar("Head")
 
 
 def read_integer(block: bytes, at: int, prefix: int) -> tuple[int, int]:
@@ -119,10 +112,11 @@ def _key_by_shape(value: bytes) -> bytes | None:
     return None
 
 
-class HeaderDecoder:
+class HeaderDecoder(Generic[Head]):
     """Decoder of one direction's header blocks.
 
     Args:
+        interpret: makes of a block's wanted fields what the log needs; called once for blocks that repeat exactly.
         from_start: True if the first block it will see is the connection's first.
 
     Attributes:
@@ -133,16 +127,17 @@ class HeaderDecoder:
         size: bytes of `entries` (§4.1); a name that is unknown counts as empty.
     """
 
-    __slots__ = ("_blocks", "_paths", "allowed", "complete", "entries", "limit", "room", "size")
+    __slots__ = ("_blocks", "_interpret", "_paths", "allowed", "complete", "entries", "limit", "room", "size")
 
-    def __init__(self, *, from_start: bool) -> None:
+    def __init__(self, interpret: Callable[[Fields], Head], *, from_start: bool) -> None:
+        self._interpret = interpret
         self.complete = from_start
         self.limit: int | None = DEFAULT_TABLE_SIZE if from_start else None
         self.allowed: int | None = DEFAULT_TABLE_SIZE if from_start else None
         self.room = DEFAULT_TABLE_SIZE if from_start else UNKNOWN_LIMIT_WINDOW
         self.entries: list[Entry] = []
         self.size = 0
-        self._blocks: dict[bytes, HeaderBlock] = {}
+        self._blocks: dict[bytes, tuple[Head, Fields, int, str]] = {}
         self._paths: dict[bytes, bytes] = {}
 
     def restart(self) -> None:
@@ -154,15 +149,19 @@ class HeaderDecoder:
         self.size = 0
         self._blocks.clear()
 
-    def decode(self, block: bytes) -> HeaderBlock:
+    def decode(self, block: bytes) -> tuple[Head, Fields, int, str]:
         """Decodes one whole header block and applies it to the table. Never raises.
 
-        A malformed block gives the fields before the error and restarts the window.
+        Returns:
+            What `interpret` made of the wanted fields; these fields (of a repeated block the same dict again, so read
+            only); how many fields are unknown, because they refer to what was not seen or follow an error; why
+            decoding stopped, or an empty string. A malformed block gives the fields before the error and restarts the
+            window.
         """
         cached = self._blocks.get(block)
         if cached is not None:
             return cached
-        fields: dict[bytes, bytes] = {}
+        fields: Fields = {}
         entries = self.entries
         unknown = 0
         error = ""
@@ -263,7 +262,7 @@ class HeaderDecoder:
                         fields[key] = text
                     if insert:
                         entries.append((key, name, text))
-                        self.size += len(text) + ENTRY_OVERHEAD + (len(name) if name is not None else 0)
+                        self.size += len(text) + ENTRY_OVERHEAD + (0 if name is None else len(name))
                         if self.size > self.room:
                             self._evict()
                         if self._blocks:
@@ -275,8 +274,8 @@ class HeaderDecoder:
             error = "hpack_integer"
         if error:
             self.restart()
-            return HeaderBlock(fields, unknown + 1, error)
-        result = HeaderBlock(fields, unknown, "")
+            return self._interpret(fields), fields, unknown + 1, error
+        result = self._interpret(fields), fields, unknown, ""
         if indexed_only and len(self._blocks) < CACHED_BLOCKS:
             self._blocks[block] = result
         return result
@@ -308,12 +307,13 @@ class HeaderDecoder:
         """Drops the oldest entries until the rest fits (§4.4)."""
         entries = self.entries
         size = self.size
+        room = self.room
         drop = 0
-        while size > self.room:
+        while size > room:
             _, name, value = entries[drop]
-            size -= len(value) + ENTRY_OVERHEAD + (len(name) if name is not None else 0)
+            size -= len(value) + ENTRY_OVERHEAD + (0 if name is None else len(name))
             drop += 1
         del entries[:drop]
         self.size = size
         # Sizes here are never too large, so what was dropped is surely gone, and all that is older with it.
-        self.complete = self.limit == self.room
+        self.complete = self.limit == room

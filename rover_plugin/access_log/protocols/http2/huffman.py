@@ -8,6 +8,7 @@ byte boundary; each state has one row of 256 pairs (bytes finished by this byte,
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 EOS = 256
@@ -77,23 +78,29 @@ def _padding_nodes() -> set[int]:
 _PADDING_NODES = _padding_nodes()
 
 
+@functools.cache
+def _after_nibble(start: int, nibble: int) -> tuple[bytes, int]:
+    """(bytes finished, next node) after four bits from node `start`; node -1 is an error: EOS was inside."""
+    node, text = start, b""
+    for shift in (3, 2, 1, 0):
+        node = _TREE[node][nibble >> shift & 1]
+        if node == -1 - EOS:
+            return b"", -1
+        if node < 0:
+            text += bytes((-1 - node,))
+            node = 0
+    return text, node
+
+
 def _fill(row: Row) -> None:
-    """Computes the row of one state."""
+    """Computes the row of one state, half a byte at a time: the second halves are shared by the rows."""
     start = _NODE_OF_ROW[id(row)]
-    pairs: Row = []
-    for byte in range(256):
-        node, text = start, b""
-        for shift in range(7, -1, -1):
-            node = _TREE[node][byte >> shift & 1]
-            if node < 0:
-                symbol = -1 - node
-                if symbol == EOS:
-                    break
-                text += bytes((symbol,))
-                node = 0
-        pairs.append((b"", _DEAD) if node < 0 else (text, _ROWS[node]))
-    pairs.append((b"", _ROOT if start in _PADDING_NODES else _DEAD))
-    row.extend(pairs)
+    for high in range(16):
+        text, middle = _after_nibble(start, high)
+        for low in range(16):
+            more, end = _after_nibble(middle, low) if middle >= 0 else (b"", -1)
+            row.append((text + more, _ROWS[end]) if end >= 0 else (b"", _DEAD))
+    row.append((b"", _ROOT if start in _PADDING_NODES else _DEAD))
 
 
 def decode(data: bytes) -> bytes | None:

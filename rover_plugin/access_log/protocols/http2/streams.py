@@ -6,11 +6,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes
 
+from rover_plugin.access_log.model import TraceContext
 from rover_plugin.access_log.protocols.http2.hpack import SW8_BY_SHAPE, TRACEPARENT_BY_SHAPE
-from rover_plugin.access_log.protocols.trace_context import HEADER_NAMES, extract
+from rover_plugin.access_log.protocols.trace_context import extract
 
 if TYPE_CHECKING:
     from rover_plugin.access_log.model import Completeness, Exchange
+    from rover_plugin.access_log.protocols.http2.hpack import Fields
 
 # Bits of Stream.seen.
 REQUEST_HEAD: Final = 1
@@ -24,7 +26,12 @@ DONE: Final = 64  # the exchange is out
 
 _STATUS = {str(code).encode(): code for code in range(100, 600)}
 _METHOD = {m.encode(): m for m in ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE", "CONNECT")}
-_TRACE_NAMES = frozenset((*HEADER_NAMES, TRACEPARENT_BY_SHAPE, SW8_BY_SHAPE))
+
+RequestHead = tuple[str | None, str | None, str | None, TraceContext | None]
+"""Method, path without query and fragment, host, trace context."""
+
+ResponseHead = tuple[int | None, int | None, str | None]
+"""Status, gRPC status, gRPC message."""
 
 
 class Stream:
@@ -49,68 +56,91 @@ class Stream:
 
 
 def _text(value: bytes) -> str:
-    return value.decode("utf-8", "replace")
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("utf-8", "replace")
 
 
-def read_request(stream: Stream, fields: dict[bytes, bytes], unknown: Completeness | None) -> None:
-    """Takes the fields of a request's header block.
-
-    Args:
-        stream: whose request it is.
-        fields: the wanted ones.
-        unknown: why some fields of this block are unknown; None if all are known.
-    """
-    exchange = stream.exchange
-    stream.seen |= REQUEST_HEAD
+def read_request(fields: Fields) -> RequestHead:
+    """What a request's header block says. A host in `:authority` goes before `host` (RFC 9113 §8.3.1)."""
     method = fields.get(b":method")
-    if method is not None:
-        exchange.method = _METHOD.get(method) or _text(method)
     path = fields.get(b":path")
-    if path is not None:
-        exchange.path = _text(path).partition("?")[0].partition("#")[0]
     host = fields.get(b":authority") or fields.get(b"host")
-    if host is not None:
-        exchange.host = _text(host)
-    if not _TRACE_NAMES.isdisjoint(fields):
-        exchange.trace = extract(fields.get)
-    if unknown is not None:
-        _read_trace_by_shape(stream, fields, unknown)
-        if method is None or host is None or (path is None and method != b"CONNECT"):
-            stream.label = stream.label or unknown
+    if path is not None and (b"?" in path or b"#" in path):
+        path = path.partition(b"?")[0].partition(b"#")[0]
+    if method is None or path is None or host is None:
+        return (
+            None if method is None else _text(method),
+            None if path is None else _text(path),
+            None if host is None else _text(host),
+            extract(fields.get),
+        )
+    return (
+        _METHOD.get(method) or _text(method),
+        path.decode() if path.isascii() else _text(path),
+        host.decode() if host.isascii() else _text(host),
+        # Anything beyond these three is a trace header.
+        extract(fields.get) if len(fields) > 3 else None,
+    )
 
 
-def _read_trace_by_shape(stream: Stream, fields: dict[bytes, bytes], unknown: Completeness) -> None:
-    """Takes a trace context whose field name is unknown: only the shape of its value says what it is, so it is labelled."""
-    by_shape = {b"sw8": fields.get(SW8_BY_SHAPE), b"traceparent": fields.get(TRACEPARENT_BY_SHAPE)}
-    if stream.exchange.trace is None:
-        stream.exchange.trace = extract(by_shape.get)
-        if stream.exchange.trace is not None:
-            stream.label = stream.label or unknown
+def read_response(fields: Fields) -> ResponseHead:
+    """What a block of a response says: interim response, head or trailers."""
+    if len(fields) == 1 and b":status" in fields:
+        return _STATUS.get(fields[b":status"]), None, None
+    grpc_status = fields.get(b"grpc-status")
+    message = fields.get(b"grpc-message")
+    return (
+        _STATUS.get(fields.get(b":status", b"")),
+        int(grpc_status) if grpc_status is not None and grpc_status.isdigit() and len(grpc_status) < 10 else None,
+        None if message is None else _text(unquote_to_bytes(message)),
+    )
 
 
-def read_response(stream: Stream, fields: dict[bytes, bytes], unknown: Completeness | None) -> bool:
-    """Takes the fields of a block of the response: interim response, head or trailers.
+def take_request(stream: Stream, head: RequestHead, size: int) -> None:
+    """Gives the stream its request head, or, if it has one, counts the block as its trailers."""
+    exchange = stream.exchange
+    exchange.request_header_bytes += size
+    if not stream.seen & REQUEST_HEAD:
+        stream.seen |= REQUEST_HEAD
+        exchange.method, exchange.path, exchange.host, exchange.trace = head
 
-    Returns:
-        Whether the block counts as header bytes of the response; an interim one does not.
+
+def take_response(stream: Stream, head: ResponseHead, size: int) -> None:
+    """Gives the stream its response head or trailers. Interim responses (1xx) leave no trace.
+
+    A block without a status before any with one is a head whose status is unknown, or trailers of a head that went by
+    unseen.
+    """
+    status, grpc_status, message = head
+    exchange = stream.exchange
+    if status is not None:
+        if status < 200:
+            return
+        exchange.status = status
+    stream.seen |= RESPONSE_HEAD
+    exchange.response_header_bytes += size
+    if grpc_status is not None:
+        exchange.grpc_status = grpc_status
+    if message is not None:
+        exchange.grpc_message = message
+
+
+def label_unknown(stream: Stream, fields: Fields, label: Completeness, *, is_request: bool) -> None:
+    """After a block with unknown fields: labels the exchange if it misses one of them.
+
+    A trace context whose field name is unknown is known by the shape of its value only, so it is labelled, too.
     """
     exchange = stream.exchange
-    status = fields.get(b":status")
-    if status is not None:
-        code = _STATUS.get(status)
-        if code is not None and code < 200:
-            return False
-        exchange.status = code
-        stream.seen |= RESPONSE_HEAD
-    elif not stream.seen & RESPONSE_HEAD:
-        # Without a status this is a head whose status is unknown, or trailers of a head that went by unseen.
-        stream.seen |= RESPONSE_HEAD
-        if unknown is not None:
-            stream.label = stream.label or unknown
-    grpc_status = fields.get(b"grpc-status")
-    if grpc_status is not None:
-        exchange.grpc_status = int(grpc_status) if grpc_status.isdigit() and len(grpc_status) < 10 else None
-    grpc_message = fields.get(b"grpc-message")
-    if grpc_message is not None:
-        exchange.grpc_message = _text(unquote_to_bytes(grpc_message))
-    return True
+    if is_request:
+        missing = exchange.method is None or exchange.host is None
+        missing = missing or (exchange.path is None and exchange.method != "CONNECT")
+        if exchange.trace is None:
+            by_shape = {b"sw8": fields.get(SW8_BY_SHAPE), b"traceparent": fields.get(TRACEPARENT_BY_SHAPE)}
+            exchange.trace = extract(by_shape.get)
+            missing = missing or exchange.trace is not None
+    else:
+        missing = exchange.status is None
+    if missing and stream.label is None:
+        stream.label = label

@@ -76,20 +76,30 @@ def _read(pid: int, directory: int) -> ProcessFacts | None:
     fields = stat[closing + 2 :].split()
     if int(fields[6]) & _PF_KTHREAD:
         return None
-    if fields[0] in b"ZX" and int(fields[17]) <= 1:  # a leader may be a zombie while its threads live on
+    thread = _living_thread(directory, pid) if fields[0] in b"ZX" else ""
+    if thread is None:
         return None
     cgroup_text = _contents(directory, "cgroup").decode(errors="replace")
     return ProcessFacts(
         key=ProcessKey(pid, int(fields[19])),
         parent=int(fields[1]),
         comm=stat[opening + 1 : closing].decode(errors="replace"),
-        exe=_link(directory, "exe").removesuffix(_GONE),
-        cmdline=parse_cmdline(_contents(directory, "cmdline", MAX_CMDLINE_BYTES)),
+        exe=_link(directory, f"{thread}exe").removesuffix(_GONE),
+        cmdline=parse_cmdline(_contents(directory, f"{thread}cmdline", MAX_CMDLINE_BYTES)),
         uid=_effective_uid(_contents(directory, "status")),
         cgroup=parse_cgroup(cgroup_text),
         cgroup_id=unified_id(cgroup_text),
-        pid_namespace=_namespace(directory, "ns/pid"),
+        pid_namespace=_namespace(directory, f"{thread}ns/pid"),
     )
+
+
+def _living_thread(directory: int, pid: int) -> str | None:
+    """Where to read what a leader that has ended no longer has while its threads live on; `None` if there are none."""
+    tasks = os.open("task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        return next((f"task/{tid}/" for tid in os.listdir(tasks) if tid != str(pid)), None)  # noqa: PTH208  no path
+    finally:
+        os.close(tasks)
 
 
 def parse_cmdline(raw: bytes) -> tuple[str, ...]:

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The observing thread: without BPF it scans; what should not happen stops the host."""
+
+from __future__ import annotations
+
+import queue
+import subprocess
+from typing import TYPE_CHECKING
+
+from structlog.testing import capture_logs
+
+from rover_plugin.discovery import watcher as watcher_module
+from rover_plugin.discovery.local_finder import LocalFinder
+from rover_plugin.discovery.observer import ProcessObserver
+from rover_plugin.discovery.process_events import HEAD, Kind, ProcessEvents, decode_event
+from rover_plugin.discovery.table import ProcessTable
+from rover_plugin.discovery.watcher import HostWatcher
+from rover_plugin.errors import CaptureError
+from rover_plugin.telemetry.counters import Counters
+
+if TYPE_CHECKING:
+    import pytest
+
+PATIENCE_S = 20
+
+
+def no_bpf() -> ProcessEvents:
+    message = "not allowed to load BPF"
+    raise CaptureError(message, hint="run as root")
+
+
+def test_without_events_new_processes_are_found_by_scanning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watcher_module, "SCAN_PERIOD_S", 0.01)
+    table, failures = ProcessTable(), queue.Queue[BaseException]()
+    observer = ProcessObserver(table, [LocalFinder("OS_LINUX", "h")], own_pid=-1)
+    with capture_logs() as logs:
+        watcher = HostWatcher(observer, Counters(), failures.put, no_bpf)
+        watcher.start()
+        with subprocess.Popen(["sleep", "60"]) as child:
+            while not any(process.key.pid == child.pid for process in table.snapshot()[1]):
+                table.wait(table.snapshot()[0], PATIENCE_S)
+            child.kill()
+        watcher.stop()
+    warnings = [entry for entry in logs if entry["event"] == "process_events_unavailable"]
+    assert [(entry["log_level"], entry["hint"]) for entry in warnings] == [("warning", "run as root")]
+    assert failures.empty()
+
+
+def test_an_unexpected_error_is_handed_to_the_host() -> None:
+    def broken() -> ProcessEvents:
+        message = "a defect"
+        raise RuntimeError(message)
+
+    failures = queue.Queue[BaseException]()
+    watcher = HostWatcher(ProcessObserver(ProcessTable(), []), Counters(), failures.put, broken)
+    watcher.start()
+    assert str(failures.get(timeout=PATIENCE_S)) == "a defect"
+    watcher.stop()
+
+
+def test_a_watcher_that_never_started_can_be_stopped() -> None:
+    HostWatcher(ProcessObserver(ProcessTable(), []), Counters(), lambda _error: None, no_bpf).stop()
+
+
+def test_a_record_of_the_kernel_is_decoded_with_its_start_time_in_ticks() -> None:
+    head = HEAD.pack(Kind.EXEC, 42, 7, 1000, 123_456_789_012, 99, 4026531836, 0, b"nginx\0stale bytes"[:16])
+    event = decode_event(head + b"/usr/sbin/ng\xffnx\0" + bytes(8))
+    assert (event.kind, event.key.pid, event.key.start_time) == (Kind.EXEC, 42, 12345)
+    assert (event.parent, event.uid, event.cgroup_id, event.pid_namespace) == (7, 1000, 99, 4026531836)
+    assert (event.comm, event.filename) == ("nginx", "/usr/sbin/ng\udcffnx")
+    assert decode_event(head).filename == ""

@@ -7,6 +7,7 @@ import difflib
 import shlex
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from rover_plugin.data import data_path
@@ -14,7 +15,7 @@ from rover_plugin.errors import SettingsError
 from rover_plugin.settings.toml_lines import Assignment, read_assignments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 _NOTE = "#: "
@@ -68,8 +69,11 @@ class Schema:
         return any(key.startswith(f"{name.casefold()}.") for key in self._by_name)
 
     def nearest(self, name: str) -> str:
-        """The key whose name is most like `name`, or an empty string."""
-        return _nearest(name.casefold(), {known: key.name for known, key in self._by_name.items()})
+        """The key or table whose name is most like `name` without being it, or an empty string."""
+        names = {table.casefold(): table for key in self.keys for table in _tables(key)}
+        names |= {known: key.name for known, key in self._by_name.items()}
+        names.pop(name.casefold(), None)
+        return _nearest(name.casefold(), names)
 
     def nearest_variable(self, variable: str) -> str:
         """The variable whose name is most like `variable`, or an empty string."""
@@ -111,6 +115,11 @@ def _key(file: Path, assignment: Assignment) -> Key:
     except KeyError as error:
         message = f"{file}:{assignment.line}: key without {error} in its note"
         raise SettingsError(message, hint="the installation is broken, install it again", path=str(file)) from error
+
+
+def _tables(key: str) -> Iterator[str]:
+    """The tables around a key, outermost first."""
+    return accumulate(key.split(".")[:-1], "{}.{}".format)
 
 
 def _nearest(name: str, known: dict[str, str]) -> str:

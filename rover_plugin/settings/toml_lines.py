@@ -72,13 +72,12 @@ def _assignments(lines: list[str], file: Path) -> Iterator[Assignment]:
 
 def _statement(lines: list[str], begin: int) -> tuple[dict[str, Any], int]:
     """Returns the statement that begins at line index `begin`, parsed, and the index of the line after it."""
-    for end in range(begin + 1, len(lines) + 1):
+    end = begin + 1
+    while True:  # ends, since the whole document has been parsed before
         try:
             return tomllib.loads("\n".join(lines[begin:end])), end
         except tomllib.TOMLDecodeError:
-            if end == len(lines):
-                raise
-    raise AssertionError(lines[begin])
+            end += 1
 
 
 def _descend(statement: Mapping[str, Any]) -> tuple[tuple[str, ...], Any]:

@@ -72,7 +72,8 @@ static __always_inline u32 pid_namespace_of(struct task_struct *task)
 static __always_inline void describe(struct process_event *event, u32 kind, struct task_struct *task, u32 parent)
 {
 	struct task_struct *leader = READ(task->group_leader);
-	const struct cred *cred = READ(task->cred);
+	/* Without const: READ of a field of something const would be a constant to the compiler, 0. */
+	struct cred *cred = (struct cred *)READ(task->cred);
 
 	event->kind = kind;
 	event->tgid = READ(task->tgid);

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import psutil
+
 from rover_plugin.discovery import observer as observer_module
 from rover_plugin.discovery.local_finder import LocalFinder
 from rover_plugin.discovery.model import Process, ProcessKey
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import pytest
-
-import psutil
 
 NOBODY = 2**22 + 1  # above any pid_max, so /proc knows nothing of it
 EVERYTHING = LocalFinder("OS_LINUX", "host-1")

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel tells of every process, also of those that are gone before anybody looks."""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rover_plugin.discovery.feed_client import FeedClient
+from rover_plugin.discovery.feed_server import FeedServer
+from rover_plugin.discovery.local_finder import LocalFinder
+from rover_plugin.discovery.observer import ProcessObserver
+from rover_plugin.discovery.process_events import Kind, ProcessEvent, ProcessEvents
+from rover_plugin.discovery.procfs import pids, read_process
+from rover_plugin.discovery.table import Added, ProcessTable, Updated
+from rover_plugin.discovery.watcher import HostWatcher
+from rover_plugin.telemetry.counters import Counters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from rover_plugin.discovery.model import Process
+
+pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="loading BPF needs root")]
+
+PATIENCE_S = 30
+
+
+@pytest.fixture
+def events() -> Iterator[ProcessEvents]:
+    stream = ProcessEvents()
+    yield stream
+    stream.close()
+
+
+def life_of(events: ProcessEvents, pid: int) -> list[ProcessEvent]:
+    """All events of one process up to its exit."""
+    life: list[ProcessEvent] = []
+    while not life or life[-1].kind != Kind.EXIT:
+        life += [event for event in events.poll(PATIENCE_S) if event.key.pid == pid]
+    return life
+
+
+def test_a_process_of_50_ms_is_seen_from_fork_to_exit_as_proc_knows_it(events: ProcessEvents) -> None:
+    with subprocess.Popen(["/bin/sleep", "0.05"]) as child:
+        facts = read_process(child.pid)
+    fork, executed, ended = life_of(events, child.pid)
+    assert facts is not None
+    assert (fork.kind, executed.kind, ended.kind) == (Kind.FORK, Kind.EXEC, Kind.EXIT)
+    assert {fork.key, executed.key, ended.key} == {facts.key}
+    assert fork.parent == executed.parent == os.getpid()
+    assert (executed.comm, executed.filename) == ("sleep", "/bin/sleep")
+    assert executed.pid_namespace == facts.pid_namespace
+    assert facts.cgroup_id in {0, executed.cgroup_id}
+    assert events.lost() == 0
+
+
+def test_threads_are_no_processes_and_the_last_one_ends_it(events: ProcessEvents) -> None:
+    program = "import ctypes,threading,time\n"
+    program += "for i in range(5): threading.Thread(target=time.sleep, args=(0.05,)).start()\n"
+    program += "ctypes.CDLL(None).pthread_exit(None)"  # the leader goes first
+    with subprocess.Popen([sys.executable, "-c", program]) as child:
+        pass
+    life = life_of(events, child.pid)
+    assert [event.kind for event in life] == [Kind.FORK, Kind.EXEC, Kind.EXIT]
+    assert len({event.key for event in life}) == 1
+
+
+def test_an_exec_by_a_thread_keeps_the_identity_of_the_process(events: ProcessEvents) -> None:
+    program = "import os,threading; threading.Thread(target=os.execv, args=('/bin/true', ['true'])).start()"
+    with subprocess.Popen([sys.executable, "-c", program]) as child:
+        pass
+    life = life_of(events, child.pid)
+    assert [event.filename for event in life if event.kind == Kind.EXEC] == [sys.executable, "/bin/true"]
+    assert len({event.key for event in life}) == 1
+
+
+def test_an_exec_shows_the_user_it_runs_as(events: ProcessEvents) -> None:
+    with subprocess.Popen(["/bin/true"], user=65534) as child:
+        pass
+    assert [event.uid for event in life_of(events, child.pid) if event.kind == Kind.EXEC] == [65534]
+
+
+def test_a_file_name_too_long_for_the_record_is_cut(events: ProcessEvents, tmp_path: Path) -> None:
+    program = tmp_path / ("a" * 200) / ("b" * 200)
+    program.parent.mkdir()
+    program.symlink_to("/bin/true")
+    with subprocess.Popen([str(program)]) as child:
+        pass
+    (executed,) = [event for event in life_of(events, child.pid) if event.kind == Kind.EXEC]
+    assert executed.filename == str(program)[:255]
+
+
+def test_events_that_find_the_ring_full_are_counted() -> None:
+    events = ProcessEvents(ring_pages=1)
+    try:
+        spawn("for i in $(seq 30); do /bin/true; done")
+        assert events.lost() > 0
+        assert events.poll(0)
+    finally:
+        events.close()
+
+
+def test_a_wait_for_events_can_be_ended_from_another_thread(events: ProcessEvents) -> None:
+    def quiet() -> None:
+        while events.poll(PATIENCE_S * 100):
+            pass
+
+    waiter = threading.Thread(target=quiet)
+    waiter.start()
+    events.wake()
+    waiter.join(PATIENCE_S)
+    assert not waiter.is_alive()
+
+
+class Host:
+    """A watched host whose table can be waited for. The test's own children are not the watcher's."""
+
+    def __init__(self, open_events: Callable[[], ProcessEvents]) -> None:
+        self.table, self.counters = ProcessTable(), Counters()
+        self.failures: queue.Queue[BaseException] = queue.Queue()
+        observer = ProcessObserver(self.table, [LocalFinder("OS_LINUX", "host-1")], own_pid=-1)
+        self.opened = threading.Event()
+        self.watcher = HostWatcher(observer, self.counters, self.failures.put, open_events)
+
+    def until(self, reached: Callable[[Process], bool]) -> Process:
+        """The first process for which this holds."""
+        while True:
+            revision, processes = self.table.snapshot()
+            found = next(filter(reached, processes), None)
+            if found is not None:
+                return found
+            self.table.wait(revision, PATIENCE_S)
+
+
+@contextmanager
+def watched(open_events: Callable[[], ProcessEvents] = ProcessEvents) -> Iterator[Host]:
+    opened = threading.Event()
+
+    def open_and_tell() -> ProcessEvents:
+        events = open_events()
+        opened.set()
+        return events
+
+    host = Host(open_and_tell)
+    host.watcher.start()
+    try:
+        assert opened.wait(PATIENCE_S)
+        yield host
+        assert host.failures.empty()
+    finally:
+        host.watcher.stop()
+
+
+def test_a_short_lived_script_keeps_its_name_after_its_end(tmp_path: Path) -> None:
+    script = tmp_path / "shop.sh"
+    script.write_text("#!/bin/sh\nsleep 0.05\n")
+    script.chmod(0o755)
+    with watched() as host:
+        with subprocess.Popen([str(script)]) as child:
+            pass
+        ended = host.until(lambda process: process.key.pid == child.pid and process.exited)
+    assert [entity.service for entity in ended.entities] == ["shop"]
+
+
+def test_a_thousand_short_processes_are_all_named_and_none_is_lost() -> None:
+    with watched() as host:
+        before = host.table.snapshot()[0]
+        spawn("for i in $(seq 1000); do /bin/true; done; exec /bin/echo")
+        host.until(lambda process: process.exe.endswith("echo"))
+        started = [change.process for change in host.table.since(before) or [] if isinstance(change, Added | Updated)]
+    assert len({process.key for process in started if process.entities[0].service == "true"}) == 1000
+    assert host.counters.snapshot() == {}
+
+
+def test_after_a_loss_the_table_agrees_with_proc_again() -> None:
+    flooded = threading.Event()
+
+    class Slow(ProcessEvents):
+        def poll(self, timeout_s: float) -> list[ProcessEvent]:
+            flooded.wait(PATIENCE_S)
+            return super().poll(timeout_s)
+
+    with watched(lambda: Slow(ring_pages=1)) as host:
+        spawn("for i in $(seq 30); do /bin/true; done")
+        with subprocess.Popen(["/bin/sleep", "60"]) as late:
+            flooded.set()
+            found = host.until(lambda process: process.key.pid == late.pid and process.exe.endswith("sleep"))
+            assert found.entities[0].service == "sleep"
+            assert late.pid in set(pids())
+            late.kill()
+        host.until(lambda process: process.key.pid == late.pid and process.exited)
+    assert host.counters.value("process_events_lost") > 0
+
+
+def test_a_new_process_reaches_a_client_of_the_feed_while_it_runs(tmp_path: Path) -> None:
+    arrived: queue.Queue[Process] = queue.Queue()
+
+    def remember(change: object) -> None:
+        if isinstance(change, Added | Updated):
+            arrived.put(change.process)
+
+    with watched() as host:
+        server = FeedServer(host.table, tmp_path / "feed.sock")
+        server.start()
+        client = FeedClient(str(tmp_path / "feed.sock"))
+        client.follow(remember, lambda _state: None)
+        with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as child:  # runs until we have seen it
+            while True:
+                process = arrived.get(timeout=PATIENCE_S)
+                if process.key.pid == child.pid and process.exe.endswith("cat"):
+                    break
+            assert child.poll() is None
+            assert not process.exited
+        client.close()
+        server.stop()
+
+
+def spawn(script: str) -> None:
+    subprocess.run(["/bin/bash", "-c", script], check=True, stdout=subprocess.DEVNULL)

@@ -66,6 +66,8 @@ NEVER: Final = 1 << 32  # above every stream id
 _BOTH_HEADS = REQUEST_HEAD | RESPONSE_HEAD
 _CLEAN_END = _BOTH_HEADS | BOTH_ENDS
 
+_END_MAY_HAVE_PASSED = RESPONSE_END | REQUEST_LOSS | RESPONSE_LOSS
+
 _unpack_header = frames.FRAME_HEADER.unpack_from
 _KEPT_WHOLE = frozenset({frames.RST_STREAM, frames.SETTINGS, frames.PUSH_PROMISE, frames.GOAWAY, frames.CONTINUATION})
 _ON_LIVE_STREAM = frozenset({frames.DATA, frames.RST_STREAM, frames.CONTINUATION})
@@ -214,7 +216,8 @@ class Http2Analyzer:
     def expire(self, before_ns: int) -> None:
         """Emits what has been idle since before `before_ns` and is not waiting for its peer's long answer.
 
-        A stream without a response head comes out as NO_RESPONSE; one whose response has ended comes out as it is. A
+        A stream without a response head comes out as NO_RESPONSE; one whose response has ended, or may have ended
+        among lost bytes, comes out as it is. A
         stream that is alive, or idle in the middle of its response, stays and is reported in `open` once a minute.
         """
         for stream in list(self._streams.values()):
@@ -222,7 +225,7 @@ class Http2Analyzer:
             if exchange.start_ns >= before_ns:
                 break  # streams are in the order they began
             idle = exchange.end_ns < before_ns
-            if idle and (not stream.seen & RESPONSE_HEAD or stream.seen & RESPONSE_END):
+            if idle and (not stream.seen & RESPONSE_HEAD or stream.seen & _END_MAY_HAVE_PASSED):
                 self._finish(stream)
             elif stream.report_ns <= before_ns:
                 stream.report_ns = before_ns + OPEN_REPORT_NS
@@ -325,6 +328,7 @@ class Http2Analyzer:
         direction.pending.clear()
         if self._joined and not self._response.started:
             self._response.from_start()
+            self._uncertain = False
         if self._joined:
             self._joined = False
             self._requests_from = 0

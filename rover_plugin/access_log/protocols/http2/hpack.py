@@ -48,14 +48,15 @@ WANTED: Final = {
     )
 }
 
-# A field whose name is unknown, but whose value has the shape of a trace header.
+# Keys of fields whose name is unknown: the value may still have the shape of a trace header.
+UNNAMED: Final = b""
 TRACEPARENT_BY_SHAPE: Final = b"traceparent by shape"
 SW8_BY_SHAPE: Final = b"sw8 by shape"
 _TRACEPARENT_SHAPE = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _SW8_SHAPE = re.compile(rb"[01](?:-[A-Za-z0-9+/]+={0,2}){2}-\d+(?:-[A-Za-z0-9+/]*={0,2}){4}")
 
-# (key, name, value): key is what the value is known under in a HeaderBlock, None for a field
-# nobody wants; name is None where it is unknown.
+# (key, name, value): key is what the value goes by in a block's fields, None for a field nobody wants; name is None
+# where it is unknown.
 Entry = tuple[bytes | None, bytes | None, bytes]
 
 # RFC 7541 appendix A, entries 1 to 61: "name value" or "name".
@@ -104,12 +105,12 @@ def read_integer(block: bytes, at: int, prefix: int) -> tuple[int, int]:
     return value, at
 
 
-def _key_by_shape(value: bytes) -> bytes | None:
+def _key_by_shape(value: bytes) -> bytes:
     if len(value) == 55 and _TRACEPARENT_SHAPE.fullmatch(value):
         return TRACEPARENT_BY_SHAPE
     if len(value) > 40 and _SW8_SHAPE.fullmatch(value):
         return SW8_BY_SHAPE
-    return None
+    return UNNAMED
 
 
 class HeaderDecoder(Generic[Head]):
@@ -127,7 +128,7 @@ class HeaderDecoder(Generic[Head]):
         size: bytes of `entries` (§4.1); a name that is unknown counts as empty.
     """
 
-    __slots__ = ("_blocks", "_interpret", "_paths", "allowed", "complete", "entries", "limit", "room", "size")
+    __slots__ = ("_blocks", "_interpret", "_paths", "_unnamed", "allowed", "complete", "entries", "limit", "room", "size")
 
     def __init__(self, interpret: Callable[[Fields], Head], *, from_start: bool) -> None:
         self._interpret = interpret
@@ -137,6 +138,7 @@ class HeaderDecoder(Generic[Head]):
         self.room = DEFAULT_TABLE_SIZE if from_start else UNKNOWN_LIMIT_WINDOW
         self.entries: list[Entry] = []
         self.size = 0
+        self._unnamed = False  # a field without a name was seen, and may be in the table
         self._blocks: dict[bytes, tuple[Head, Fields, int, str]] = {}
         self._paths: dict[bytes, bytes] = {}
 
@@ -147,6 +149,7 @@ class HeaderDecoder(Generic[Head]):
         self.room = UNKNOWN_LIMIT_WINDOW
         self.entries.clear()
         self.size = 0
+        self._unnamed = False
         self._blocks.clear()
 
     def decode(self, block: bytes) -> tuple[Head, Fields, int, str]:
@@ -257,7 +260,7 @@ class HeaderDecoder(Generic[Head]):
                         break
                     if name is None:
                         key = _key_by_shape(text)
-                        unknown += 1
+                        self._unnamed = True
                     if key is not None:
                         fields[key] = text
                     if insert:
@@ -272,6 +275,9 @@ class HeaderDecoder(Generic[Head]):
             error = "hpack_truncated"
         except OverflowError:
             error = "hpack_integer"
+        if self._unnamed:
+            unknown += sum(key in fields for key in (UNNAMED, TRACEPARENT_BY_SHAPE, SW8_BY_SHAPE))
+            fields.pop(UNNAMED, None)
         if error:
             self.restart()
             return self._interpret(fields), fields, unknown + 1, error

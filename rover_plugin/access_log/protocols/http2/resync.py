@@ -109,6 +109,7 @@ class FrameSeeker:
         self._tail_offset = 0
         self._scanned = 0
         self._end = 0
+        self._kept = 0  # captured bytes in `segments`
 
     def add(self, call: Call | None, data: bytes, unseen: int, *, claimed: bool) -> int:
         """Takes one call's bytes, or a hole (`call` None, no data).
@@ -120,6 +121,7 @@ class FrameSeeker:
         segment = Segment(call, offset, data, unseen, claimed)
         self.segments.append(segment)
         self._tail += data
+        self._kept += len(data)
         self._end = offset + len(data)
         found = self._follow()
         if found < 0:
@@ -147,9 +149,8 @@ class FrameSeeker:
     def _forget(self) -> None:
         """Drops the oldest segments beyond the window, with the candidates that began in them."""
         excess = 0
-        kept = sum(len(segment.data) for segment in self.segments) if len(self._tail) > KEPT_BYTES else 0
-        while excess < len(self.segments) - 1 and (kept > KEPT_BYTES or len(self.segments) - excess > KEPT_CALLS):
-            kept -= len(self.segments[excess].data)
+        while excess < len(self.segments) - 1 and (self._kept > KEPT_BYTES or len(self.segments) - excess > KEPT_CALLS):
+            self._kept -= len(self.segments[excess].data)
             excess += 1
         if not excess:
             return

@@ -18,7 +18,7 @@ import psutil
 from rover_plugin.access_log.model import Endpoint, ProtocolName, ResolvedConnection, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from rover_plugin.access_log.link import ConnectionFacts
     from rover_plugin.discovery.model import Process, ProcessKey
@@ -54,15 +54,20 @@ class AddressBook:
 
     Args:
         exclude_namespaces, exclude_clusters: processes there are not watched (exact names).
+        local_addresses: addresses of this host, packed; by default those of its interfaces, looked up now and then.
     """
 
-    def __init__(self, exclude_namespaces: Collection[str] = (), exclude_clusters: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        exclude_namespaces: Collection[str] = (),
+        exclude_clusters: Collection[str] = (),
+        local_addresses: Callable[[], frozenset[bytes]] | None = None,
+    ) -> None:
         self._exclude_namespaces = frozenset(exclude_namespaces)
         self._exclude_clusters = frozenset(exclude_clusters)
         self._processes: dict[int, Process] = {}
         self._ends: dict[_End, _Owner] = {}
-        self._interfaces: frozenset[bytes] = frozenset()
-        self._interfaces_at = float("-inf")
+        self._local_addresses = local_addresses or _CachedInterfaces()
 
     def add_process(self, process: Process) -> None:
         """Learns or replaces a process."""
@@ -132,13 +137,24 @@ class AddressBook:
         entity = process.entities[0] if process is not None and process.entities else None
         return Endpoint(format_address(address), port, entity, pid)
 
-    def _local_addresses(self) -> frozenset[bytes]:
+
+class _CachedInterfaces:
+    def __init__(self) -> None:
+        self._addresses: frozenset[bytes] = frozenset()
+        self._looked_at = float("-inf")
+
+    def __call__(self) -> frozenset[bytes]:
         now = time.monotonic()
-        if now - self._interfaces_at > _INTERFACES_REFRESH_S:
-            self._interfaces_at = now
-            texts = (item.address.partition("%")[0] for items in psutil.net_if_addrs().values() for item in items)
-            self._interfaces = frozenset(packed for packed in map(_packed, texts) if packed is not None)
-        return self._interfaces
+        if now - self._looked_at > _INTERFACES_REFRESH_S:
+            self._looked_at = now
+            self._addresses = interface_addresses()
+        return self._addresses
+
+
+def interface_addresses() -> frozenset[bytes]:
+    """The addresses of this host's interfaces, packed."""
+    texts = (item.address.partition("%")[0] for items in psutil.net_if_addrs().values() for item in items)
+    return frozenset(packed for packed in map(_packed, texts) if packed is not None)
 
 
 def _packed(text: str) -> bytes | None:

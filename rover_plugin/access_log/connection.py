@@ -13,6 +13,8 @@ from rover_plugin.access_log.model import Direction, Role
 from rover_plugin.capture.records import OpenCause
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rover_plugin.access_log.model import Call
 
 _HALF: Final = 1 << 31
@@ -63,6 +65,7 @@ class Connection:
         remote: tuple[bytes, int],
         netns: int,
         cookie: int,
+        converse: Callable[[Role], Conversation] = Conversation,
     ) -> None:
         self.id = identity
         self.tgid = tgid
@@ -70,7 +73,7 @@ class Connection:
         self.remote = remote
         self.netns = netns
         self.cookie = cookie
-        self.conversation = Conversation(_ROLES[cause])
+        self.conversation = converse(_ROLES[cause])
         self.owned = False
         self.told: tuple[object, ...] = ()
         self.muted = 0

@@ -166,9 +166,9 @@ class Conversation:
             # A TCP client may be asked over its own connection; who asks is what the backend wants to know.
             self.role = Role.CLIENT if verdict.requests is Direction.EGRESS else Role.SERVER
         if verdict.protocol is ProtocolName.HTTP1:
-            self._analyzer = Http1Analyzer(late_join=self._late_join)
+            self._analyzer = self._http1()
         elif verdict.protocol is ProtocolName.HTTP2:
-            self._analyzer = Http2Analyzer(self._late_join)
+            self._analyzer = self._http2()
         elif verdict.protocol is ProtocolName.TLS:
             self.tls = True
             self._detector = None
@@ -176,6 +176,14 @@ class Conversation:
         else:
             # TCP: the one verdict that is taken back, when a later call begins like a message.
             self._late_join = True
+
+    # The two places where an analyser is made, for those who bring their own.
+
+    def _http1(self) -> Analyzer:
+        return Http1Analyzer(late_join=self._late_join)
+
+    def _http2(self, upgraded: Exchange | None = None) -> Analyzer:
+        return Http2Analyzer(self._late_join, upgraded)
 
     def _let_go(self) -> None:
         self.loose += [item[1] for item in self._waiting if item[1] is not None]
@@ -207,7 +215,8 @@ class Conversation:
         self._take(analyzer)
         self.protocol = handover.protocol
         if handover.protocol is ProtocolName.HTTP2:
-            self._analyzer = Http2Analyzer(False, handover.upgraded)  # noqa: FBT003 the parameter's name says it
+            self._late_join = False
+            self._analyzer = self._http2(handover.upgraded)
             for piece in handover.rest:
                 direction = self._requests if piece.side is Side.REQUEST else 1 - self._requests
                 self.receive(direction, piece.call, piece.data, piece.unseen)

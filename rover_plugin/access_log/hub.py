@@ -1,33 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The main process's side: takes what workers found, names the connections, gives messages to the outputs.
-
-One thread owns everything here. A fragment waits while its process has not been named by the feed, or, where both ends
-are on this host, until the other end is known; both waits are short, bounded and counted.
-"""
+"""The main process's side: one thread that carries what workers found and what the feed says to the resolver."""
 
 from __future__ import annotations
 
-import json
 import queue
 import selectors
 import socket
 import threading
 import time
-from collections import deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from rover_plugin.access_log.link import Item, read_connection, read_items
-from rover_plugin.discovery.table import Removed, Updated
+from rover_plugin.access_log.resolver import FOREVER_NS, Resolver
 from rover_plugin.errors import ModuleError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from rover_plugin.access_log.address_book import AddressBook
-    from rover_plugin.access_log.link import ConnectionFacts
     from rover_plugin.access_log.outputs.base import Output
     from rover_plugin.discovery.table import Change
     from rover_plugin.telemetry.counters import Counters
@@ -36,31 +27,6 @@ log = structlog.get_logger(__name__)
 
 _TICK_S: Final = 0.05
 _DATAGRAM: Final = 1 << 16
-# A process is named by the feed within milliseconds of its exec; one nobody names is not ours to report.
-_PROCESS_WAIT_S: Final = 3.0
-# Both ends of a local connection are told within one flush of the workers.
-_PEER_WAIT_S: Final = 0.3
-_MAX_WAITING: Final = 200_000
-
-
-@dataclass(slots=True)
-class _Fragment:
-    encoding: int
-    kernel_logs: int
-    protocol_logs: int
-    payload: bytes
-
-
-@dataclass(slots=True)
-class _Known:
-    """A connection's present facts and, once it can be named, its prefixes by output."""
-
-    facts: ConnectionFacts
-    prefixes: list[bytes] | None = None
-    excluded: str = ""
-    deadline: float = 0.0
-    waiting: list[_Fragment] = field(default_factory=list)
-    gone: bool = False
 
 
 class Hub:
@@ -85,25 +51,19 @@ class Hub:
         fail: Callable[[BaseException], None],
     ) -> None:
         self._outputs = outputs
-        self._takers = [
-            [(number, output) for number, output in enumerate(outputs) if output.encoding == encoding]
-            for encoding in encodings
-        ]
-        self._book = book
-        self._counters = counters
-        self._watch = watch
-        self._unwatch = unwatch
+        self._resolver = Resolver(encodings, outputs, book, counters, watch, unwatch)
         self._fail = fail
-        self._connections: dict[int, _Known] = {}
-        self._waiting: deque[int] = deque()
-        self._waiting_fragments = 0
         self._processes: queue.SimpleQueue[Change] = queue.SimpleQueue()
         self._finishing = False
-        self.reports: dict[int, dict[str, Any]] = {}
         self._selector = selectors.DefaultSelector()
         for channel in channels:
             self._selector.register(channel, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run, name="access-log-hub", daemon=True)
+
+    @property
+    def reports(self) -> dict[int, dict[str, Any]]:
+        """The latest report of each worker, by shard."""
+        return self._resolver.reports
 
     def start(self) -> None:
         """Starts the hub's thread."""
@@ -132,11 +92,11 @@ class Hub:
                 if now >= next_tick:
                     next_tick = now + _TICK_S
                     self._take_processes()
-                    self._settle(now)
+                    self._resolver.settle(time.monotonic_ns())
                     for output in self._outputs:
                         output.tick()
             self._take_processes()
-            self._settle(float("inf"))
+            self._resolver.settle(FOREVER_NS)
         except Exception as error:
             log.exception("hub_failed")
             self._fail(error)
@@ -154,112 +114,7 @@ class Hub:
                 if not self._finishing:
                     self._fail(ModuleError("an access log worker ended on its own", hint="its last words are above"))
                 return
-            for item in read_items(datagram):
-                self._take(*item)
-
-    def _take(
-        self, kind: Item, encoding: int, kernel_logs: int, protocol_logs: int, identity: int, payload: bytes
-    ) -> None:
-        if kind is Item.FRAGMENT:
-            known = self._connections.get(identity)
-            if known is None:
-                self._count_filtered("unknown_connection", kernel_logs, protocol_logs, encoding)
-            elif known.prefixes is not None:
-                for number, output in self._takers[encoding]:
-                    output.write(known.prefixes[number] + payload, kernel_logs, protocol_logs)
-            elif known.excluded:
-                self._count_filtered(known.excluded, kernel_logs, protocol_logs, encoding)
-            else:
-                self._hold(known, _Fragment(encoding, kernel_logs, protocol_logs, payload))
-        elif kind is Item.CONNECTION:
-            self._describe(identity, payload)
-        elif kind is Item.GONE:
-            known = self._connections.get(identity)
-            if known is not None:
-                known.gone = True
-                if not known.waiting:
-                    self._drop(known)
-        else:
-            report = json.loads(payload)
-            self.reports[report["shard"]] = report
-
-    def _describe(self, identity: int, payload: bytes) -> None:
-        facts = read_connection(identity, payload)
-        known = self._connections.get(identity)
-        if known is None:
-            known = self._connections[identity] = _Known(facts)
-            self._book.learn(facts)
-        else:
-            # What waits was said under the old facts, but by the same socket: it goes out under the new ones.
-            if facts.pid != known.facts.pid:
-                self._book.forget(known.facts)
-                self._book.learn(facts)
-            known.facts = facts
-            known.prefixes = None
-            known.excluded = ""
-        now = time.monotonic()
-        if not self._name(known, now) and not known.deadline:
-            wait_s = _PEER_WAIT_S if self._book.knows(facts.pid) else _PROCESS_WAIT_S
-            known.deadline = now + wait_s
-            self._waiting.append(identity)
-
-    def _name(self, known: _Known, now: float) -> bool:
-        """Decides a connection if everything is known that can be, or its time is up."""
-        facts = known.facts
-        if not self._book.knows(facts.pid):
-            if not known.deadline or now < known.deadline:
-                return False
-            known.excluded = "unknown_process"
-            return True
-        known.excluded = self._book.exclusion_of(facts.pid)
-        if known.excluded:
-            return True
-        if self._book.peer_is_ours(facts) and not self._book.peer_is_known(facts):
-            if not known.deadline or now < known.deadline:
-                return False
-        resolved = self._book.resolve(facts)
-        known.prefixes = [output.connection_prefix(resolved) for output in self._outputs]
-        return True
-
-    def _hold(self, known: _Known, fragment: _Fragment) -> None:
-        if self._waiting_fragments >= _MAX_WAITING:
-            self._count_lost("hub_full", fragment)
-            return
-        self._waiting_fragments += 1
-        known.waiting.append(fragment)
-
-    def _settle(self, now: float) -> None:
-        """Looks again at every connection that could not be named."""
-        for _ in range(len(self._waiting)):
-            identity = self._waiting.popleft()
-            known = self._connections.get(identity)
-            if known is None:
-                continue
-            if known.prefixes is None and not known.excluded and not self._name(known, now):
-                self._waiting.append(identity)
-                continue
-            known.deadline = 0.0
-            self._release(known)
-
-    def _release(self, known: _Known) -> None:
-        waiting, known.waiting = known.waiting, []
-        self._waiting_fragments -= len(waiting)
-        for fragment in waiting:
-            if known.prefixes is None:
-                self._count_filtered(
-                    known.excluded, fragment.kernel_logs, fragment.protocol_logs, fragment.encoding
-                )
-                continue
-            for number, output in self._takers[fragment.encoding]:
-                output.write(known.prefixes[number] + fragment.payload, fragment.kernel_logs, fragment.protocol_logs)
-        if known.gone:
-            self._drop(known)
-
-    def _drop(self, known: _Known) -> None:
-        self._book.forget(known.facts)
-        del self._connections[known.facts.id]
-
-    # -- processes --
+            self._resolver.take(datagram, time.monotonic_ns())
 
     def _take_processes(self) -> None:
         while True:
@@ -267,34 +122,4 @@ class Hub:
                 change = self._processes.get_nowait()
             except queue.Empty:
                 return
-            if isinstance(change, Removed):
-                self._book.remove_process(change.key)
-                continue
-            process = change.process
-            self._book.add_process(process)
-            if self._book.exclusion(process):
-                self._unwatch(process.key.pid)
-            elif not self._watch(process.key.pid):
-                self._counters.add("processes_not_watched", reason="table_full")
-            if isinstance(change, Updated):
-                self._rename(process.key.pid)
-
-    def _rename(self, pid: int) -> None:
-        for known in self._connections.values():
-            if known.facts.pid == pid and known.prefixes is not None:
-                known.prefixes = None
-                if not self._name(known, time.monotonic()):
-                    known.deadline = time.monotonic() + _PEER_WAIT_S
-                    self._waiting.append(known.facts.id)
-
-    # -- counting --
-
-    def _count_filtered(self, reason: str, kernel_logs: int, protocol_logs: int, encoding: int) -> None:
-        for number, _ in self._takers[encoding]:
-            output = self._outputs[number].encoding
-            self._counters.add("logs_filtered", kernel_logs, reason=reason, unit="kernel", encoding=output)
-            self._counters.add("logs_filtered", protocol_logs, reason=reason, unit="protocol", encoding=output)
-
-    def _count_lost(self, reason: str, fragment: _Fragment) -> None:
-        self._counters.add("logs_lost", fragment.kernel_logs, output="hub", reason=reason, unit="kernel")
-        self._counters.add("logs_lost", fragment.protocol_logs, output="hub", reason=reason, unit="protocol")
+            self._resolver.change_process(change, time.monotonic_ns())

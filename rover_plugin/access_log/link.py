@@ -7,11 +7,10 @@ Only one way, except that closing the main process's end asks the worker to fini
 from __future__ import annotations
 
 import json
-import socket
 from collections import deque
 from enum import IntEnum
 from struct import Struct
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from rover_plugin.access_log.connection import Connection
 
 MAX_DATAGRAM: Final = 60_000
-_SEND_BUFFER: Final = 4 << 20
 
 # kind, encoding index, kernel logs, protocol logs, length of the payload, connection id
 _ITEM: Final = Struct("<BBHIIQ")
@@ -55,17 +53,25 @@ class ConnectionFacts(NamedTuple):
     remote: bytes
 
 
+class Channel(Protocol):
+    """What a link needs of its socket."""
+
+    def send(self, datagram: bytes, /) -> int:
+        """Sends a datagram, or raises BlockingIOError."""
+
+    def settimeout(self, timeout_s: float, /) -> None:
+        """How long `send` may take."""
+
+
 class LinkWriter:
     """The worker's end. Nothing blocks: what the socket does not take waits in a bounded queue.
 
     Args:
-        channel: a non-blocking SOCK_SEQPACKET socket.
+        channel: a non-blocking SOCK_SEQPACKET socket, or what behaves like one.
         queue_size: log messages that may wait; further ones are dropped and counted in `lost`.
     """
 
-    def __init__(self, channel: socket.socket, queue_size: int) -> None:
-        channel.setblocking(False)  # noqa: FBT003 the socket module's own signature
-        channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+    def __init__(self, channel: Channel, queue_size: int) -> None:
         self._channel = channel
         self._queue_size = queue_size
         self._parts: list[bytes] = []
@@ -174,5 +180,15 @@ def read_connection(identity: int, payload: bytes) -> ConnectionFacts:
     if not ipv6:
         local, remote = local[:4], remote[:4]
     return ConnectionFacts(
-        identity, pid, netns, ROLES[role], PROTOCOLS[protocol], bool(tls), bool(ipv6), local_port, remote_port, local, remote
+        identity,
+        pid,
+        netns,
+        ROLES[role],
+        PROTOCOLS[protocol],
+        bool(tls),
+        bool(ipv6),
+        local_port,
+        remote_port,
+        local,
+        remote,
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns one shard's records into exchanges and stand-alone calls. Sans-I/O: the worker and `replay` drive the same code.
+"""Turns one shard's records into exchanges and stand-alone calls. Sans-I/O: worker and `replay` drive the same code.
 
 Counting (the worker's half of the loss ledger). Every record read is one of: `calls_out` (handed to an encoder),
 `bookkeeping` (says something, but is no kernel log: a connection met midway), `unparsed` (with its reason), or still
@@ -11,11 +11,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from rover_plugin.access_log.connection import Connection
+from rover_plugin.access_log.conversation import Conversation
 from rover_plugin.access_log.model import Call, Operation
 from rover_plugin.capture.records import CALL, CLOSE, HEADER, OPEN, OPEN_FAILED, CallClass, OpenCause, RecordKind
 
 if TYPE_CHECKING:
-    from rover_plugin.access_log.model import Exchange
+    from collections.abc import Callable
+
+    from rover_plugin.access_log.model import Exchange, Role
 
 _CALL_KIND: Final = int(RecordKind.CALL)
 _OPEN_KIND: Final = int(RecordKind.OPEN)
@@ -56,6 +59,7 @@ class Shard:
     Args:
         sink: takes what is found.
         max_connections: held at most; the one idle longest is ended for a new one and counted.
+        converse: makes a new connection's conversation; whoever wants to look over its shoulder brings another.
 
     Attributes:
         records: records read.
@@ -68,13 +72,19 @@ class Shard:
         gap_bytes: bytes that moved without a record.
     """
 
-    def __init__(self, sink: ShardSink, max_connections: int = 65536) -> None:
+    def __init__(
+        self,
+        sink: ShardSink,
+        max_connections: int = 65536,
+        converse: Callable[[Role], Conversation] = Conversation,
+    ) -> None:
         self._sink = sink
+        self._converse = converse
         self._max_connections = max_connections
         self.connections: dict[int, Connection] = {}
         self._by_cookie: dict[int, int] = {}
         self._sequences: dict[int, int] = {}
-        self._with_loose: set[Connection] = set()
+        self._with_loose: dict[Connection, None] = {}  # a set would flush in an order of its own
         self.records = 0
         self.lost = 0
         self.calls_out = 0
@@ -86,7 +96,7 @@ class Shard:
         self.unparsed: dict[str, int] = {}
         self.errors: dict[str, int] = {}
 
-    def handle(self, data: memoryview, start: int, end: int) -> None:
+    def handle(self, data: memoryview, start: int, end: int) -> None:  # noqa: ARG002 what a ring reader gives
         """Takes one record: `data[start:end]`."""
         self.records += 1
         if data[start] == _CALL_KIND:
@@ -145,7 +155,7 @@ class Shard:
         if len(connection.conversation.loose) >= _LOOSE_BATCH:
             self._flush_loose(connection)
         else:
-            self._with_loose.add(connection)
+            self._with_loose[connection] = None
 
     def _flush_loose(self, connection: Connection) -> None:
         loose = connection.conversation.loose
@@ -202,6 +212,7 @@ class Shard:
             (_address(remote, family), remote_port),  # type: ignore[arg-type]
             netns,  # type: ignore[arg-type]
             cookie,  # type: ignore[arg-type]
+            self._converse,
         )
         if len(self.connections) >= self._max_connections:
             self._evict()
@@ -220,7 +231,7 @@ class Shard:
             self._end(connection, exit_ns)
             return
         connection.begin(written, read)  # type: ignore[arg-type]
-        self._with_loose.add(connection)
+        self._with_loose[connection] = None
 
     def _close(self, fields: tuple[int, ...], identity: int, enter_ns: int, exit_ns: int) -> None:
         connection = self.connections.get(identity)
@@ -235,7 +246,7 @@ class Shard:
         connection.conversation.close(now_ns)
         self._exchanges(connection)
         self._flush_loose(connection)
-        self._with_loose.discard(connection)
+        self._with_loose.pop(connection, None)
         self._collect_errors(connection)
         self.gap_bytes += connection.gap_bytes
         self.imbalance += abs(connection.open_calls)
@@ -262,7 +273,7 @@ class Shard:
 
     def flush(self) -> None:
         """Hands on stand-alone calls that wait for company."""
-        waiting, self._with_loose = self._with_loose, set()
+        waiting, self._with_loose = self._with_loose, {}
         for connection in waiting:
             self._flush_loose(connection)
 
@@ -272,7 +283,7 @@ class Shard:
             connection.conversation.expire(before_ns)
             self._exchanges(connection)
             if connection.conversation.loose:
-                self._with_loose.add(connection)
+                self._with_loose[connection] = None
             self._collect_errors(connection)
 
     def finish(self, now_ns: int) -> None:

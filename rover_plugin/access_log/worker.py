@@ -18,10 +18,11 @@ import struct
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from rover_plugin.access_log.encoders import make_encoder
 from rover_plugin.access_log.link import PROTOCOLS, ROLES, LinkWriter
+from rover_plugin.access_log.schedule import Schedule
 from rover_plugin.access_log.shard import Shard
 from rover_plugin.capture.bpf import Map
 from rover_plugin.capture.ring import RingReader
@@ -32,10 +33,9 @@ if TYPE_CHECKING:
 
 # Records taken from the ring at a time, so that what was found travels on while a burst lasts.
 _BATCH: Final = 2000
+_SEND_BUFFER: Final = 4 << 20
 _BUSY_WAIT_S: Final = 0.01
 _IDLE_WAIT_S: Final = 0.05
-_TICK_S: Final = 0.1
-_REPORT_S: Final = 1.0
 _DRAIN_S: Final = 10.0
 _POLICY: Final = struct.Struct("=IIBB6x")
 _POLICY_SKIP: Final = 1
@@ -67,10 +67,17 @@ class WorkerOptions:
     path_templates: bool = False
 
 
+class Policies(Protocol):
+    """Where capture policies are written: a BPF map."""
+
+    def set(self, key: bytes, value: bytes) -> None:
+        """Sets the policy of the connection `key`."""
+
+
 class Outbox:
     """A shard's sink that encodes and hands on over the link."""
 
-    def __init__(self, link: LinkWriter, policies: Map, options: WorkerOptions) -> None:
+    def __init__(self, link: LinkWriter, policies: Policies, options: WorkerOptions) -> None:
         self._link = link
         self._policies = policies
         self._encoders = [
@@ -109,9 +116,8 @@ class Outbox:
             self._link.gone(connection.id)
         self._policy_state.pop(connection.id, None)
 
-    def set_clock(self) -> None:
-        """Reads the wall clock anew; it may have been stepped."""
-        offset_ns = time.time_ns() - time.monotonic_ns()
+    def set_clock(self, offset_ns: int) -> None:
+        """Wall clock minus CLOCK_MONOTONIC, for encodings with wall-clock times."""
         for encoder in self._encoders:
             encoder.set_clock(offset_ns)
 
@@ -135,11 +141,18 @@ class Outbox:
             )
 
 
+def clock_offset_ns() -> int:
+    """Wall clock minus CLOCK_MONOTONIC now; to be read anew from time to time, it may be stepped."""
+    return time.time_ns() - time.monotonic_ns()
+
+
 class Worker:
     """One shard's loop."""
 
     def __init__(self, channel: socket.socket, ring: RingReader, policies: Map, options: WorkerOptions) -> None:
         self._options = options
+        channel.setblocking(False)  # noqa: FBT003 the socket module's own signature
+        channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         self._channel = channel
         self._ring = ring
         self._link = LinkWriter(channel, options.queue_size)
@@ -149,23 +162,14 @@ class Worker:
     def run(self) -> None:
         """Works until the main process closes the link; then reads the ring to its end and hands everything on."""
         shard, ring, link = self._shard, self._ring, self._link
-        self._outbox.set_clock()
+        schedule = Schedule(shard, self._options.exchange_timeout_s)
+        self._outbox.set_clock(clock_offset_ns())
         ring.also_wait_for(self._channel.fileno())
-        next_tick = next_report = next_expiry = 0.0
-        expiry_period = max(self._options.exchange_timeout_s / 4, 0.25)
         while True:
             taken = ring.read(shard.handle, _BATCH)
-            now = time.monotonic()
-            if now >= next_tick:
-                next_tick = now + _TICK_S
-                shard.flush()
-                if now >= next_expiry:
-                    next_expiry = now + expiry_period
-                    shard.expire(time.monotonic_ns() - int(self._options.exchange_timeout_s * 1e9))
-                if now >= next_report:
-                    next_report = now + _REPORT_S
-                    self._outbox.set_clock()
-                    link.report(self._counts())
+            if schedule.pass_time(time.monotonic_ns()):
+                self._outbox.set_clock(clock_offset_ns())
+                link.report(self._counts())
             link.flush()
             if taken == _BATCH:
                 continue
@@ -190,29 +194,35 @@ class Worker:
         self._link.drain(_DRAIN_S)
 
     def _counts(self) -> dict[str, object]:
-        shard = self._shard
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return {
-            "shard": self._options.shard,
-            "records": shard.records,
-            "lost_ring": shard.lost,
-            "calls_out": shard.calls_out,
-            "exchanges_out": shard.exchanges_out,
-            "bookkeeping": shard.bookkeeping,
-            "unparsed": shard.unparsed,
-            "errors": shard.errors,
-            "held": shard.held(),
-            "imbalance": shard.imbalance,
-            "evicted": shard.evicted,
-            "gap_bytes": shard.open_gap_bytes(),
-            "lost_queue_kernel": self._link.lost["kernel"],
-            "lost_queue_protocol": self._link.lost["protocol"],
-            "connections": len(shard.connections),
+            **shard_counts(self._options.shard, self._shard, self._link),
             "ring_pending": self._ring.pending(),
             "ring_size": self._ring.size,
             "cpu_s": usage.ru_utime + usage.ru_stime,
             "max_rss_bytes": usage.ru_maxrss * 1024,
         }
+
+
+def shard_counts(number: int, shard: Shard, link: LinkWriter) -> dict[str, object]:
+    """A worker's half of the loss ledger."""
+    return {
+        "shard": number,
+        "records": shard.records,
+        "lost_ring": shard.lost,
+        "calls_out": shard.calls_out,
+        "exchanges_out": shard.exchanges_out,
+        "bookkeeping": shard.bookkeeping,
+        "unparsed": shard.unparsed,
+        "errors": shard.errors,
+        "held": shard.held(),
+        "imbalance": shard.imbalance,
+        "evicted": shard.evicted,
+        "gap_bytes": shard.open_gap_bytes(),
+        "lost_queue_kernel": link.lost["kernel"],
+        "lost_queue_protocol": link.lost["protocol"],
+        "connections": len(shard.connections),
+    }
 
 
 def main() -> int:

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names connections and gives every fragment, behind its connection's prefix, to the outputs. No clock, no socket.
+
+A fragment waits while its process has not been named by the feed, or, where both ends are on this host, until the other
+end is known; both waits are short, bounded and counted. The hub and `replay` drive the same code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from rover_plugin.access_log.link import Item, read_connection, read_items
+from rover_plugin.discovery.table import Removed, Updated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rover_plugin.access_log.address_book import AddressBook
+    from rover_plugin.access_log.link import ConnectionFacts
+    from rover_plugin.access_log.outputs.base import Output
+    from rover_plugin.discovery.table import Change
+    from rover_plugin.telemetry.counters import Counters
+
+FOREVER_NS: Final = 1 << 63
+# A process is named by the feed within milliseconds of its exec; one nobody names is not ours to report.
+_PROCESS_WAIT_NS: Final = 3_000_000_000
+# Both ends of a local connection are told within one flush of the workers.
+_PEER_WAIT_NS: Final = 300_000_000
+_MAX_WAITING: Final = 200_000
+
+
+@dataclass(slots=True)
+class _Fragment:
+    encoding: int
+    kernel_logs: int
+    protocol_logs: int
+    payload: bytes
+
+
+@dataclass(slots=True)
+class _Known:
+    """A connection's present facts and, once it can be named, its prefixes by output."""
+
+    facts: ConnectionFacts
+    prefixes: list[bytes] | None = None
+    excluded: str = ""
+    deadline_ns: int = 0
+    waiting: list[_Fragment] = field(default_factory=list)
+    gone: bool = False
+
+
+class Resolver:
+    """Everything between the workers' links and the outputs. Not thread-safe.
+
+    Args:
+        encodings: in the order of the index workers put on fragments.
+        watch, unwatch: tell the kernel side about a process.
+
+    Attributes:
+        reports: the latest report of each worker, by shard.
+    """
+
+    def __init__(
+        self,
+        encodings: Sequence[str],
+        outputs: Sequence[Output],
+        book: AddressBook,
+        counters: Counters,
+        watch: Callable[[int], bool],
+        unwatch: Callable[[int], None],
+    ) -> None:
+        self._outputs = outputs
+        self._takers = [
+            [(number, output) for number, output in enumerate(outputs) if output.encoding == encoding]
+            for encoding in encodings
+        ]
+        self._book = book
+        self._counters = counters
+        self._watch = watch
+        self._unwatch = unwatch
+        self._connections: dict[int, _Known] = {}
+        self._waiting: deque[int] = deque()
+        self._waiting_fragments = 0
+        self.reports: dict[int, dict[str, Any]] = {}
+
+    def take(self, datagram: bytes, now_ns: int) -> None:
+        """Takes one datagram of a worker's link."""
+        for item in read_items(datagram):
+            self._take(*item, now_ns)
+
+    def _take(
+        self,
+        kind: Item,
+        encoding: int,
+        kernel_logs: int,
+        protocol_logs: int,
+        identity: int,
+        payload: bytes,
+        now_ns: int,
+    ) -> None:
+        if kind is Item.FRAGMENT:
+            known = self._connections.get(identity)
+            if known is None:
+                self._count_filtered("unknown_connection", kernel_logs, protocol_logs, encoding)
+            elif known.prefixes is not None:
+                for number, output in self._takers[encoding]:
+                    output.write(known.prefixes[number] + payload, kernel_logs, protocol_logs)
+            elif known.excluded:
+                self._count_filtered(known.excluded, kernel_logs, protocol_logs, encoding)
+            else:
+                self._hold(known, _Fragment(encoding, kernel_logs, protocol_logs, payload))
+        elif kind is Item.CONNECTION:
+            self._describe(identity, payload, now_ns)
+        elif kind is Item.GONE:
+            known = self._connections.get(identity)
+            if known is not None:
+                known.gone = True
+                if not known.waiting:
+                    self._drop(known)
+        else:
+            report = json.loads(payload)
+            self.reports[report["shard"]] = report
+
+    def _describe(self, identity: int, payload: bytes, now_ns: int) -> None:
+        facts = read_connection(identity, payload)
+        known = self._connections.get(identity)
+        if known is None:
+            known = self._connections[identity] = _Known(facts)
+            self._book.learn(facts)
+        else:
+            # What waits was said under the old facts, but by the same socket: it goes out under the new ones.
+            if facts.pid != known.facts.pid:
+                self._book.forget(known.facts)
+                self._book.learn(facts)
+            known.facts = facts
+            known.prefixes = None
+            known.excluded = ""
+        if not self._name(known, now_ns) and not known.deadline_ns:
+            known.deadline_ns = now_ns + (_PEER_WAIT_NS if self._book.knows(facts.pid) else _PROCESS_WAIT_NS)
+            self._waiting.append(identity)
+
+    def _name(self, known: _Known, now_ns: int) -> bool:
+        """Decides a connection if everything is known that can be, or its time is up."""
+        facts = known.facts
+        if not self._book.knows(facts.pid):
+            if not known.deadline_ns or now_ns < known.deadline_ns:
+                return False
+            known.excluded = "unknown_process"
+            return True
+        known.excluded = self._book.exclusion_of(facts.pid)
+        if known.excluded:
+            return True
+        waits = not known.deadline_ns or now_ns < known.deadline_ns
+        if waits and self._book.peer_is_ours(facts) and not self._book.peer_is_known(facts):
+            return False
+        resolved = self._book.resolve(facts)
+        known.prefixes = [output.connection_prefix(resolved) for output in self._outputs]
+        return True
+
+    def _hold(self, known: _Known, fragment: _Fragment) -> None:
+        if self._waiting_fragments >= _MAX_WAITING:
+            self._count_lost("hub_full", fragment)
+            return
+        self._waiting_fragments += 1
+        known.waiting.append(fragment)
+
+    def settle(self, now_ns: int) -> None:
+        """Looks again at every connection that could not be named."""
+        for _ in range(len(self._waiting)):
+            identity = self._waiting.popleft()
+            known = self._connections.get(identity)
+            if known is None:
+                continue
+            if known.prefixes is None and not known.excluded and not self._name(known, now_ns):
+                self._waiting.append(identity)
+                continue
+            known.deadline_ns = 0
+            self._release(known)
+
+    def _release(self, known: _Known) -> None:
+        waiting, known.waiting = known.waiting, []
+        self._waiting_fragments -= len(waiting)
+        for fragment in waiting:
+            if known.prefixes is None:
+                self._count_filtered(known.excluded, fragment.kernel_logs, fragment.protocol_logs, fragment.encoding)
+                continue
+            for number, output in self._takers[fragment.encoding]:
+                output.write(known.prefixes[number] + fragment.payload, fragment.kernel_logs, fragment.protocol_logs)
+        if known.gone:
+            self._drop(known)
+
+    def _drop(self, known: _Known) -> None:
+        self._book.forget(known.facts)
+        del self._connections[known.facts.id]
+
+    # -- processes --
+
+    def change_process(self, change: Change, now_ns: int) -> None:
+        """Learns what the feed says of a process, and has it watched or not."""
+        if isinstance(change, Removed):
+            self._book.remove_process(change.key)
+            return
+        process = change.process
+        self._book.add_process(process)
+        if self._book.exclusion(process):
+            self._unwatch(process.key.pid)
+        elif not self._watch(process.key.pid):
+            self._counters.add("processes_not_watched", reason="table_full")
+        if isinstance(change, Updated):
+            self._rename(process.key.pid, now_ns)
+
+    def _rename(self, pid: int, now_ns: int) -> None:
+        for known in self._connections.values():
+            if known.facts.pid == pid and known.prefixes is not None:
+                known.prefixes = None
+                if not self._name(known, now_ns):
+                    known.deadline_ns = now_ns + _PEER_WAIT_NS
+                    self._waiting.append(known.facts.id)
+
+    # -- counting --
+
+    def _count_filtered(self, reason: str, kernel_logs: int, protocol_logs: int, encoding: int) -> None:
+        for number, _ in self._takers[encoding]:
+            output = self._outputs[number].encoding
+            self._counters.add("logs_filtered", kernel_logs, reason=reason, unit="kernel", encoding=output)
+            self._counters.add("logs_filtered", protocol_logs, reason=reason, unit="protocol", encoding=output)
+
+    def _count_lost(self, reason: str, fragment: _Fragment) -> None:
+        self._counters.add("logs_lost", fragment.kernel_logs, output="hub", reason=reason, unit="kernel")
+        self._counters.add("logs_lost", fragment.protocol_logs, output="hub", reason=reason, unit="protocol")

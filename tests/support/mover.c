@@ -1,0 +1,463 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Moves bytes over one loopback connection after another, by any system call, and tells what it did: the truth the
+ * capture is compared with.
+ *
+ * One line on standard input is one scenario:
+ *     FAMILY SENDER RECEIVER SHAPE BLOCKING SIZE
+ * The byte at offset n of every stream is pattern(n). Answers, one a line, then "end":
+ *     ports CLIENT_PORT SERVER_PORT
+ *     call s|r SIZE VISIBLE ENTER EXIT     one that returned SIZE > 0; VISIBLE bytes may be captured, from the first on
+ *     unseen s|r SIZE                      bytes that moved by no call of ours
+ *     fail WORDS                           this kernel cannot do it
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/io_uring.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/sendfile.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#define SEGMENTS_SEEN 32 /* bpf/bytes.h MAX_SEGMENTS */
+#define MESSAGE_SEGMENTS_SEEN 16
+#define MESSAGES 5
+#define MOST_SEGMENTS 1024 /* UIO_MAXIOV */
+
+struct side {
+	const char *call;
+	const char *shape;
+	char mark;
+	bool blocking;
+	int fd;
+	size_t size;
+	size_t done;
+	uint8_t *bytes;
+	char *log;
+	size_t log_size;
+	FILE *out;
+	int ring_fd;
+	void *ring, *entries;
+	struct io_uring_params ring_params;
+	int pipe[2];
+	int file;
+	bool failed;
+};
+
+static uint8_t pattern(size_t at)
+{
+	return at * 2654435761u >> 11;
+}
+
+static uint64_t now(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec * 1000000000ull + time.tv_nsec;
+}
+
+static void die(const char *what)
+{
+	perror(what);
+	exit(1);
+}
+
+static void fail(struct side *side, const char *what)
+{
+	fprintf(side->out, "fail %s: %s\n", what, strerror(errno));
+	side->failed = true;
+}
+
+/* Cuts `size` bytes at `base` into segments of this shape; may leave bytes over. Returns the number of segments. */
+static int cut(const char *shape, uint8_t *base, size_t size, struct iovec *segments)
+{
+	size_t at = 0, length;
+	int count = 0;
+
+	while (at < size && count < MOST_SEGMENTS - 1) {
+		if (!strcmp(shape, "tiny"))
+			length = 1 + count % 7;
+		else if (!strcmp(shape, "many"))
+			length = size / 100 + 1;
+		else if (!strcmp(shape, "huge_first"))
+			length = count == 0 && size > 20 ? size - 20 : 3;
+		else if (!strcmp(shape, "holes"))
+			length = count % 2 ? 0 : size / 12 + 1;
+		else
+			length = size;
+		if (length > size - at)
+			length = size - at;
+		segments[count].iov_base = length ? base + at : NULL;
+		segments[count].iov_len = length;
+		at += length;
+		count++;
+	}
+	return count;
+}
+
+/* How many of the first `moved` bytes lie in the first `limit` segments. */
+static size_t seen(const struct iovec *segments, int count, int limit, size_t moved)
+{
+	size_t total = 0;
+
+	for (int i = 0; i < count && i < limit; i++)
+		total += segments[i].iov_len;
+	return total < moved ? total : moved;
+}
+
+static void tell(struct side *side, ssize_t moved, size_t visible, uint64_t enter, uint64_t leave)
+{
+	fprintf(side->out, "call %c %zd %zu %llu %llu\n", side->mark, moved, visible, (unsigned long long)enter,
+		(unsigned long long)leave);
+}
+
+static ssize_t messages(struct side *side, uint8_t *base, size_t size, bool sending)
+{
+	struct mmsghdr vector[MESSAGES] = {};
+	struct iovec segments[MESSAGES][MOST_SEGMENTS];
+	size_t at = 0, total = 0;
+	uint64_t enter;
+	int count = 0, done;
+
+	/* Lengths that grow, so that a length in the wrong place shows. */
+	for (; count < MESSAGES && at < size; count++) {
+		size_t length = count == MESSAGES - 1 ? size - at : (size * (count + 1) / 20) + 1;
+
+		if (length > size - at)
+			length = size - at;
+		vector[count].msg_hdr.msg_iov = segments[count];
+		vector[count].msg_hdr.msg_iovlen = cut(side->shape, base + at, length, segments[count]);
+		length = seen(segments[count], vector[count].msg_hdr.msg_iovlen, MOST_SEGMENTS, length);
+		at += length;
+	}
+	enter = now();
+	/* recvmmsg blocks until every message has come; MSG_WAITFORONE makes it end with what is there. */
+	done = sending ? sendmmsg(side->fd, vector, count, 0) : recvmmsg(side->fd, vector, count, MSG_WAITFORONE, NULL);
+	if (done < 0)
+		return -1;
+	for (int i = 0; i < done; i++) {
+		if (vector[i].msg_len == 0)
+			continue;
+		if (!sending && i > 0 && base + total != segments[i][0].iov_base)
+			/* An earlier message came short: its bytes belong before this one's. */
+			memmove(base + total, segments[i][0].iov_base, vector[i].msg_len);
+		tell(side, vector[i].msg_len,
+		     seen(segments[i], vector[i].msg_hdr.msg_iovlen, MESSAGE_SEGMENTS_SEEN, vector[i].msg_len), enter, now());
+		total += vector[i].msg_len;
+		if (sending && total < (size_t)((uint8_t *)segments[i][0].iov_base - base) + vector[i].msg_len)
+			die("a message was sent short in the middle");
+	}
+	return total;
+}
+
+static void open_ring(struct side *side)
+{
+	size_t size;
+
+	side->ring_fd = syscall(SYS_io_uring_setup, 4, &side->ring_params);
+	if (side->ring_fd < 0)
+		return;
+	size = side->ring_params.cq_off.cqes + side->ring_params.cq_entries * sizeof(struct io_uring_cqe);
+	if (size < side->ring_params.sq_off.array + side->ring_params.sq_entries * 4)
+		size = side->ring_params.sq_off.array + side->ring_params.sq_entries * 4;
+	side->ring = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, side->ring_fd, IORING_OFF_SQ_RING);
+	side->entries = mmap(NULL, side->ring_params.sq_entries * sizeof(struct io_uring_sqe), PROT_READ | PROT_WRITE,
+			     MAP_SHARED | MAP_POPULATE, side->ring_fd, IORING_OFF_SQES);
+	if (side->ring == MAP_FAILED || side->entries == MAP_FAILED)
+		die("mmap io_uring");
+}
+
+static ssize_t through_ring(struct side *side, uint8_t *base, size_t size, bool sending)
+{
+	struct io_uring_sqe *entry = side->entries;
+	uint8_t *ring = side->ring;
+	uint32_t *tail = (uint32_t *)(ring + side->ring_params.sq_off.tail);
+	uint32_t *head = (uint32_t *)(ring + side->ring_params.cq_off.head);
+	uint32_t mask = *(uint32_t *)(ring + side->ring_params.cq_off.ring_mask);
+	int32_t result;
+
+	memset(entry, 0, sizeof(*entry));
+	entry->opcode = sending ? IORING_OP_SEND : IORING_OP_RECV;
+	entry->fd = side->fd;
+	entry->addr = (uint64_t)base;
+	entry->len = size;
+	((uint32_t *)(ring + side->ring_params.sq_off.array))[*tail & (side->ring_params.sq_entries - 1)] = 0;
+	__atomic_store_n(tail, *tail + 1, __ATOMIC_RELEASE);
+	if (syscall(SYS_io_uring_enter, side->ring_fd, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) < 0)
+		return -1;
+	result = ((struct io_uring_cqe *)(ring + side->ring_params.cq_off.cqes))[*head & mask].res;
+	__atomic_store_n(head, *head + 1, __ATOMIC_RELEASE);
+	if (result < 0) {
+		errno = -result;
+		return -1;
+	}
+	if (result > 0)
+		fprintf(side->out, "unseen %c %d\n", side->mark, result);
+	return result;
+}
+
+static ssize_t splice_in(struct side *side, uint8_t *base, size_t size)
+{
+	uint64_t enter = now();
+	ssize_t moved = splice(side->fd, NULL, side->pipe[1], NULL, size, side->blocking ? 0 : SPLICE_F_NONBLOCK);
+
+	if (moved <= 0)
+		return moved;
+	tell(side, moved, 0, enter, now());
+	for (ssize_t at = 0; at < moved;) {
+		ssize_t got = read(side->pipe[0], base + at, moved - at);
+
+		if (got <= 0)
+			die("read pipe");
+		at += got;
+	}
+	return moved;
+}
+
+static ssize_t splice_out(struct side *side, uint8_t *base, size_t size)
+{
+	static __thread size_t in_pipe;
+	uint64_t enter;
+	ssize_t moved;
+
+	if (in_pipe == 0) {
+		moved = write(side->pipe[1], base, size < 65536 ? size : 65536);
+		if (moved <= 0)
+			die("write pipe");
+		in_pipe = moved;
+	}
+	enter = now();
+	moved = splice(side->pipe[0], NULL, side->fd, NULL, in_pipe, 0);
+	if (moved > 0) {
+		in_pipe -= moved;
+		tell(side, moved, 0, enter, now());
+	}
+	return moved;
+}
+
+static ssize_t move_once(struct side *side)
+{
+	uint8_t *base = side->bytes + side->done;
+	size_t size = side->size - side->done;
+	struct iovec segments[MOST_SEGMENTS];
+	struct msghdr header = {};
+	const char *call = side->call;
+	int count, limit = SEGMENTS_SEEN;
+	size_t visible = size;
+	uint64_t enter;
+	ssize_t moved;
+
+	if (!strcmp(call, "sendmmsg") || !strcmp(call, "recvmmsg"))
+		return messages(side, base, size, call[0] == 's');
+	if (!strcmp(call, "uring_send") || !strcmp(call, "uring_recv"))
+		return through_ring(side, base, size, call[6] == 's');
+	if (!strcmp(call, "splice_in"))
+		return splice_in(side, base, size);
+	if (!strcmp(call, "splice_out"))
+		return splice_out(side, base, size);
+	if (!strcmp(call, "peek")) {
+		/* The same bytes twice, by every call that can look without taking. */
+		struct iovec one = {base, size};
+		struct msghdr look = {.msg_iov = &one, .msg_iovlen = 1};
+		struct mmsghdr several = {.msg_hdr = look};
+
+		if (recv(side->fd, base, size, MSG_PEEK) < 0)
+			return -1;
+		recvmsg(side->fd, &look, MSG_PEEK);
+		recvmmsg(side->fd, &several, 1, MSG_PEEK, NULL);
+		recv(side->fd, NULL, size, MSG_PEEK | MSG_TRUNC);
+	}
+	count = cut(side->shape, base, size, segments);
+	header.msg_iov = segments;
+	header.msg_iovlen = count;
+	enter = now();
+	if (!strcmp(call, "write"))
+		moved = write(side->fd, base, size);
+	else if (!strcmp(call, "read"))
+		moved = read(side->fd, base, size);
+	else if (!strcmp(call, "send"))
+		moved = send(side->fd, base, size, MSG_NOSIGNAL);
+	else if (!strcmp(call, "send_more"))
+		moved = send(side->fd, base, size, size > 1 ? MSG_MORE : 0);
+	else if (!strcmp(call, "recv") || !strcmp(call, "peek"))
+		moved = recv(side->fd, base, size, 0);
+	else if (!strcmp(call, "recv_all"))
+		moved = recv(side->fd, base, size, MSG_WAITALL);
+	else if (!strcmp(call, "recv_trunc"))
+		moved = recv(side->fd, base, size, MSG_TRUNC);
+	else if (!strcmp(call, "recvmsg_trunc"))
+		moved = recvmsg(side->fd, &header, MSG_TRUNC);
+	else if (!strcmp(call, "writev"))
+		moved = writev(side->fd, segments, count);
+	else if (!strcmp(call, "readv"))
+		moved = readv(side->fd, segments, count);
+	else if (!strcmp(call, "pwritev2"))
+		moved = pwritev2(side->fd, segments, count, -1, 0);
+	else if (!strcmp(call, "preadv2"))
+		moved = preadv2(side->fd, segments, count, -1, 0);
+	else if (!strcmp(call, "sendmsg"))
+		moved = sendmsg(side->fd, &header, 0);
+	else if (!strcmp(call, "recvmsg"))
+		moved = recvmsg(side->fd, &header, 0);
+	else if (!strcmp(call, "sendfile"))
+		moved = sendfile(side->fd, side->file, NULL, size);
+	else {
+		fprintf(stderr, "no such call: %s\n", call);
+		exit(2);
+	}
+	if (moved <= 0)
+		return moved;
+	if (strstr(call, "msg") || strstr(call, "v2") || !strcmp(call, "readv") || !strcmp(call, "writev"))
+		visible = seen(segments, count, limit, moved);
+	if (visible > (size_t)moved)
+		visible = moved;
+	if (strstr(call, "trunc") || !strcmp(call, "sendfile"))
+		visible = 0;
+	tell(side, moved, visible, enter, now());
+	if (strstr(call, "trunc")) /* the bytes were thrown away: what should have come */
+		for (ssize_t i = 0; i < moved; i++)
+			base[i] = pattern(side->done + i);
+	return moved;
+}
+
+static void *move(void *argument)
+{
+	struct side *side = argument;
+
+	while (side->done < side->size && !side->failed) {
+		ssize_t moved = move_once(side);
+
+		if (moved > 0) {
+			side->done += moved;
+		} else if (moved == 0) {
+			errno = EPIPE;
+			fail(side, side->call);
+		} else if (errno == EAGAIN) {
+			struct pollfd wait = {.fd = side->fd, .events = side->mark == 's' ? POLLOUT : POLLIN};
+
+			poll(&wait, 1, -1);
+		} else {
+			fail(side, side->call);
+			shutdown(side->fd, SHUT_RDWR);
+		}
+	}
+	return NULL;
+}
+
+static void prepare(struct side *side, char mark, int fd, size_t size, bool blocking)
+{
+	side->mark = mark;
+	side->fd = fd;
+	side->size = size;
+	side->blocking = blocking;
+	side->bytes = malloc(size);
+	side->out = open_memstream(&side->log, &side->log_size);
+	if (!blocking)
+		fcntl(fd, F_SETFL, O_NONBLOCK);
+	if (pipe(side->pipe))
+		die("pipe");
+	if (mark == 's')
+		for (size_t i = 0; i < size; i++)
+			side->bytes[i] = pattern(i);
+	if (!strcmp(side->call, "sendfile")) {
+		side->file = memfd_create("mover", 0);
+		if (write(side->file, side->bytes, size) != (ssize_t)size || lseek(side->file, 0, SEEK_SET))
+			die("memfd");
+	}
+	if (!strncmp(side->call, "uring", 5)) {
+		open_ring(side);
+		if (side->ring_fd < 0)
+			fail(side, "io_uring_setup");
+	}
+}
+
+static void finish(struct side *side)
+{
+	fclose(side->out);
+	fputs(side->log, stdout);
+	free(side->log);
+	free(side->bytes);
+	close(side->pipe[0]);
+	close(side->pipe[1]);
+	if (side->file > 0)
+		close(side->file);
+	if (side->ring_fd > 0)
+		close(side->ring_fd);
+}
+
+static void scenario(int family, struct side *sender, struct side *receiver, bool blocking, size_t size)
+{
+	struct sockaddr_storage address = {.ss_family = family};
+	socklen_t length = family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
+	int listener = socket(family, SOCK_STREAM, 0), client = socket(family, SOCK_STREAM, 0), server, one = 1;
+	struct sockaddr_in6 name;
+	pthread_t thread;
+	int client_port, server_port;
+
+	if (family == AF_INET)
+		((struct sockaddr_in *)&address)->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	else
+		((struct sockaddr_in6 *)&address)->sin6_addr = in6addr_loopback;
+	if (bind(listener, (struct sockaddr *)&address, length) || listen(listener, 1))
+		die("listen");
+	getsockname(listener, (struct sockaddr *)&address, &length);
+	if (connect(client, (struct sockaddr *)&address, length))
+		die("connect");
+	server = accept(listener, NULL, NULL);
+	setsockopt(client, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	server_port = ntohs(((struct sockaddr_in6 *)&address)->sin6_port);
+	length = sizeof(name);
+	getsockname(client, (struct sockaddr *)&name, &length);
+	client_port = ntohs(name.sin6_port);
+	prepare(sender, 's', client, size, blocking);
+	prepare(receiver, 'r', server, size, blocking);
+	if (!sender->failed && !receiver->failed) {
+		if (pthread_create(&thread, NULL, move, sender))
+			die("pthread_create");
+		move(receiver);
+		pthread_join(thread, NULL);
+		for (size_t i = 0; i < receiver->done; i++)
+			if (receiver->bytes[i] != pattern(i)) {
+				fprintf(stderr, "byte %zu came wrong\n", i);
+				exit(3);
+			}
+	}
+	close(client);
+	close(server);
+	close(listener);
+	printf("ports %d %d\n", client_port, server_port);
+	finish(sender);
+	finish(receiver);
+	puts("end");
+	fflush(stdout);
+}
+
+int main(void)
+{
+	char sends[32], receives[32], shape[32];
+	int family, blocking;
+	size_t size;
+
+	while (scanf("%d %31s %31s %31s %d %zu", &family, sends, receives, shape, &blocking, &size) == 6) {
+		struct side sender = {.call = sends, .shape = shape}, receiver = {.call = receives, .shape = shape};
+
+		scenario(family == 6 ? AF_INET6 : AF_INET, &sender, &receiver, blocking, size);
+	}
+	return 0;
+}

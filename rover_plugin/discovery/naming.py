@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from rover_plugin.discovery.cgroups import container_name
@@ -72,9 +71,14 @@ _STEM_SUFFIXES = (
 )
 
 
+def file_name(path: str) -> str:
+    """The last part of a path; pathlib costs more than all the rest of naming."""
+    return path.rstrip("/").rpartition("/")[2]
+
+
 def executable_name(facts: ProcessFacts) -> str:
     """File name of the executable; the kernel's short name where the path is not to be had."""
-    return PurePosixPath(facts.exe).name or facts.comm or str(facts.key.pid)
+    return file_name(facts.exe) or facts.comm or str(facts.key.pid)
 
 
 def program_name(facts: ProcessFacts) -> str:
@@ -107,7 +111,7 @@ def _interpreted(interpreter: _Interpreter, cmdline: Sequence[str]) -> str:
 
 
 def _stem(program: str) -> str:
-    name = PurePosixPath(program).name
+    name = file_name(program)
     suffix = next((suffix for suffix in _STEM_SUFFIXES if name.endswith(suffix)), "")
     return name.removesuffix(suffix) or name
 

@@ -145,7 +145,7 @@ class ProcessObserver:
         facts = self._live.get(key.pid)
         if facts is None or facts.key != key:
             return
-        process = self._process(facts)
+        process = self._changed.get(key) or self._table.get(key) or self._process(facts)
         del self._live[key.pid]
         self._own -= {key.pid} - {self._root}
         if not process.entities:  # nobody has logs of it

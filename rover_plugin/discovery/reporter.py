@@ -21,6 +21,7 @@ import structlog
 from rover_plugin._generated.skywalking.common.Common_pb2 import KeyStringValuePair
 from rover_plugin._generated.skywalking.ebpf.profiling import Process_pb2, Process_pb2_grpc
 from rover_plugin.discovery.layers import LAYERS
+from rover_plugin.errors import BackendError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,6 +35,7 @@ _Item = TypeVar("_Item")
 log = structlog.get_logger(__name__)
 
 RPC_DEADLINE_S = 10.0
+_STOP_PATIENCE_S = 2.0
 BATCH = 200  # entities in one call: far below a megabyte, as the contract advises
 MAX_COMMAND_LINE = 1024
 # This agent offers no profiling, so the OAP must not ask it to.
@@ -105,10 +107,10 @@ class ProcessReporter:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread, after a call under way has ended or come to its deadline."""
+        """Ends the thread; a call that hangs for longer is ended by `core` when it closes its channels."""
         self._stopping.set()
         if self._thread.ident is not None:
-            self._thread.join(RPC_DEADLINE_S)
+            self._thread.join(_STOP_PATIENCE_S)
 
     def _run(self) -> None:
         next_beat = time.monotonic()
@@ -134,7 +136,10 @@ class ProcessReporter:
             for entities in _batches(entity for entity in unreported if entity in self._known):
                 self._keep_alive(stub, entities)
         except grpc.RpcError as error:
-            self._note_failure(error)
+            if not self._stopping.is_set():
+                self._note_failure(error)
+        except BackendError as error:  # the channels are closed: the host is shutting down
+            log.debug("process_report_abandoned", reason=error.message)
         else:
             self._failing = False
 

@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import PurePosixPath
 
 from rover_plugin.discovery.cgroups import container_name
+from rover_plugin.discovery.naming import file_name
 from rover_plugin.discovery.procfs import ProcessFacts
 from rover_plugin.errors import SettingsError
 
@@ -21,7 +21,7 @@ ACCEPTED_FORMS = (
 )
 _CONDITION = re.compile(r"\s*([a-z]+)\s*(~?=)\s*(.*?)\s*", re.DOTALL)
 _AND = " && "
-_NAMES = "=>"
+_NAMES = "->"
 
 # Facts that change while a process runs: they are looked at again from time to time, and only if a rule asks.
 VOLATILE_KEYS = frozenset({"port", "user", "cgroup", "unit", "container"})
@@ -71,7 +71,7 @@ def parse_rule(key: str, text: str) -> Rule:
 
 
 def parse_service_rules(key: str, texts: Iterable[str]) -> tuple[ServiceRule, ...]:
-    """Parses `RULE => SERVICE`, see `parse_rules`."""
+    """Parses `RULE -> SERVICE`, see `parse_rules`."""
     return tuple(_parse_service_rule(key, text) for text in texts)
 
 
@@ -138,7 +138,7 @@ def _search(text: Callable[[ProcessFacts], str], pattern: re.Pattern[str]) -> Pr
 def _exe(value: str) -> Predicate:
     if "/" in value:
         return lambda facts: facts.exe == value
-    return lambda facts: PurePosixPath(facts.exe).name == value
+    return lambda facts: file_name(facts.exe) == value
 
 
 def _cmdline(value: str) -> Predicate:

@@ -99,7 +99,7 @@ def test_include_chooses_exclude_wins_and_the_first_service_rule_names() -> None
         "host-1",
         include=parse_rules("k", ["exe=nginx", "exe=node"]),
         exclude=parse_rules("k", ["cmdline~=test"]),
-        service_rules=parse_service_rules("k", ["exe=nginx => edge", "exe~=n => late"]),
+        service_rules=parse_service_rules("k", ["exe=nginx -> edge", "exe~=n -> late"]),
         cluster="east",
     )
     assert finder.entities(facts("/bin/redis")) == ()

@@ -17,6 +17,7 @@ from rover_plugin.discovery import reporter as reporter_module
 from rover_plugin.discovery.model import Entity, Process, ProcessKey
 from rover_plugin.discovery.reporter import ProcessReporter, encode_entity, host_ip, process_id
 from rover_plugin.discovery.table import ProcessTable
+from rover_plugin.errors import BackendError
 from rover_plugin.telemetry.counters import Counters
 from tests.support.oap import OapDouble
 from tests.support.oap_processes import process_id as oap_process_id
@@ -155,6 +156,17 @@ def test_the_thread_beats_until_it_is_stopped(oap: OapDouble) -> None:
         reporter.stop()
         calls = oap.calls.total()
     assert oap.calls.total() == calls
+
+
+def test_channels_that_are_closed_end_a_beat_quietly() -> None:
+    def closed() -> grpc.Channel:
+        message = "the backend's channels are closed"
+        raise BackendError(message)
+
+    table, counters = ProcessTable(), Counters()
+    table.update([process(7, WEB)])
+    ProcessReporter(table, closed, "agent-1", counters, period_s=1, full_every=1).beat()
+    assert counters.snapshot() == {}
 
 
 def test_the_reported_address_is_not_a_loopback_one() -> None:

@@ -112,13 +112,13 @@ def test_any_text_is_a_rule_or_a_settings_error(text: str) -> None:
 
 
 def test_a_service_rule_names_what_its_rule_chooses() -> None:
-    (named,) = parse_service_rules(KEY, ["exe=nginx && port=80 => edge proxy"])
+    (named,) = parse_service_rules(KEY, ["exe=nginx && port=80 -> edge proxy"])
     assert named.service == "edge proxy"
     assert named.rule.matches(FACTS)
     assert named.rule.keys == {"exe", "port"}
 
 
-@pytest.mark.parametrize("text", ["exe=nginx", "exe=nginx =>", "=> web"])
+@pytest.mark.parametrize("text", ["exe=nginx", "exe=nginx ->", "-> web"])
 def test_a_service_rule_without_rule_or_service_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match=r"service rule|bad rule"):
         parse_service_rules(KEY, [text])

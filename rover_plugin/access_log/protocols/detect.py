@@ -15,19 +15,16 @@ middle of a body, STARTTLS, PROXY protocol lines, a tunnel).
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from enum import Enum
 
 from rover_plugin.access_log.model import Direction, ProtocolName
 from rover_plugin.access_log.protocols.frame_shape import Speaker, judge_frames
-from rover_plugin.access_log.protocols.http1_head import begins_message, may_begin_message
+from rover_plugin.access_log.protocols.http1_head import begins_message, long_target, may_begin_message
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 _MAX_PENDING = 2048  # bytes of a cut beginning that are kept, per direction
-_LONG_TARGET = 256  # bytes of a request line without end that are proof enough
-_LONG_LINE = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|TRACE|PATCH) (?:/|https?://)[^\x00-\x20\x7f]*\Z")
 _ENOUGH_BYTES = 64  # of each direction
 _ENOUGH_ONE_WAY_BYTES = 16_384
 _ENOUGH_ONE_WAY_CALLS = 16
@@ -141,7 +138,7 @@ def classify(data: bytes, direction: Direction, unseen: int = 0) -> Verdict | _D
     elif may_begin_message(text, response=True):
         return _Doubt.MAYBE
     elif may_begin_message(text, response=False):
-        if len(text) >= _LONG_TARGET and _LONG_LINE.match(text):
+        if long_target(text):
             return Verdict(ProtocolName.HTTP1, direction)
         return _Doubt.MAYBE
     speaker = judge_frames(data, unseen)

@@ -36,6 +36,7 @@ from rover_plugin.access_log.protocols.http1_head import (
     may_begin_message,
     parse_request,
     parse_response,
+    resumes_message,
 )
 from rover_plugin.access_log.protocols.http1_pairing import Pairing
 
@@ -198,7 +199,7 @@ class Http1Analyzer:
         """Gives a call to the message that it goes on with; a lost side may find its thread again here."""
         exchange = half.exchange
         if half.state == _LOST:
-            if begins_message(data, response=half.side is Side.RESPONSE):
+            if resumes_message(data, response=half.side is Side.RESPONSE):
                 if exchange is not None:
                     self._end(half)
                 half.state = _START
@@ -222,11 +223,11 @@ class Http1Analyzer:
 
     def _begins_response(self, half: _Half, data: bytes, position: int) -> bool:
         """Whether another response is where the content of one whose request is unknown should be (HEAD has none)."""
-        return (
-            half.side is Side.RESPONSE
-            and data.startswith(b"HTTP/1.", position)
-            and begins_message(data[position:], response=True)
-        )
+        if half.side is not Side.RESPONSE or position == len(data):
+            return False
+        start = data[position : position + 16]
+        whole = len(start) == 16
+        return begins_message(start, response=True) or (not whole and may_begin_message(start, response=True))
 
     def _take_calls(self, half: _Half, call: Call) -> list[Call]:
         """The calls of a message whose header section ends in this one."""
@@ -376,6 +377,9 @@ class Http1Analyzer:
         if status < 200 and status != 101:
             self._interim(half, call)
             return position
+        if self._request.state == _HEAD and not self._pairing.owed():
+            # The answer to what was seen of a request: the rest of it is lost, which will be told later, or never sent.
+            self._lose(self._request, _TRUNCATED)
         exchange, method = self._begin_response(half, call, status, len(head))
         if method == "HEAD" or status == 204 or status == 304:  # noqa: PLR1714 - hot; RFC 9112 §6.3
             content = 0
@@ -437,6 +441,7 @@ class Http1Analyzer:
         lines = bytes(half.buffer[: half.buffer.rfind(b"\n") + 1])
         half.buffer = bytearray()
         latest = half.calls[-1] if half.calls else half.first
+        fresh, self._fresh = self._fresh, False  # the present call may be the other side's
         if lines and latest is not None:
             if half.side is Side.REQUEST:
                 request = parse_request(lines + b"\r\n")
@@ -455,6 +460,7 @@ class Http1Analyzer:
         half.first = None
         self.loose += half.calls
         half.calls = []
+        self._fresh = fresh
 
     # Content
 
@@ -562,7 +568,7 @@ class Http1Analyzer:
             if state >= _PARKED:
                 self._parked_lost = True
                 return
-            if state not in _COUNTED or count < 0:
+            if state not in _COUNTED or count < 0 or (exchange is not None and exchange.method is None):
                 self._lose(half, label)
                 return
             taken = min(half.remaining, count)

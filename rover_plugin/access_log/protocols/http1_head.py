@@ -40,9 +40,12 @@ _ABSOLUTE = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]*://([^/?#]*)([^?#]*)")  # RFC 
 _REQUEST_LINE = re.compile(
     rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64})[ \t]++([^\n]*[^ \t\n])[ \t]++(HTTP/[0-9]\.[0-9])[ \t]*\r?\n"
 )
-_LONG_REQUEST_LINE = re.compile(
-    rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|TRACE|PATCH) (?:/|https?://|\*)[^\r\n\x00-\x1f]*\Z", re.IGNORECASE
+# None of these ends in another one's name.
+_KNOWN_METHOD = re.compile(
+    rb"(?:GET|HEAD|POST|PUT|DELETE|CONNECT|OPTIONS|TRACE|PATCH|PROPFIND|REPORT|SEARCH|MKCOL|COPY|MOVE|PURGE|QUERY) "
 )
+_CUT_LINE = re.compile(rb"[A-Z]+ (?:/|https?://)[^\x00-\x20\x7f]*(?: [HTP/1.01]*)?\r?\Z")
+_LONG_TARGET = 256
 _STATUS_LINE_START = re.compile(rb"HTTP/1\.[0-9][ \t]+[1-9][0-9]{2}(?:[ \t\r\n]|\Z)")
 _REQUEST_LINE_BEGINNING = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}(?:\Z|[ \t])")
 _STATUS_LINE_PREFIX = b"HTTP/1."
@@ -72,10 +75,26 @@ def head_end(data: bytes | bytearray, start: int) -> int:
 
 
 def begins_message(data: bytes, *, response: bool) -> bool:
-    """Whether a call's bytes begin with a start line beyond doubt: the place to pick up a lost thread."""
+    """Whether bytes that are known to begin a message begin with a whole start line."""
+    return (_STATUS_LINE_START if response else _REQUEST_LINE).match(data) is not None
+
+
+def resumes_message(data: bytes, *, response: bool) -> bool:
+    """Whether a call's bytes begin with a start line beyond doubt: the place to pick up a lost thread.
+
+    Stricter than `begins_message`: only well-known methods, because a call may begin in the middle of one. A request
+    line may be cut by the call's end; the parser looks at it again when it is whole.
+    """
     if response:
         return _STATUS_LINE_START.match(data) is not None
-    return _REQUEST_LINE.match(data) is not None or _LONG_REQUEST_LINE.match(data) is not None
+    if _KNOWN_METHOD.match(data) is None:
+        return False
+    return _REQUEST_LINE.match(data) is not None or _CUT_LINE.match(data) is not None
+
+
+def long_target(data: bytes) -> bool:
+    """Whether this is the beginning of a request line that is too long for anything else."""
+    return len(data) >= _LONG_TARGET and _KNOWN_METHOD.match(data) is not None and _CUT_LINE.match(data) is not None
 
 
 def may_begin_message(data: bytes | bytearray, *, response: bool) -> bool:

@@ -6,11 +6,15 @@ even be seen first (two threads, the reader's record overtakes the writer's): it
 paired only if that request began to be written before the response was read.
 
 Rule 2: after bytes of requests are lost, nobody knows how many requests were among them. Requests seen before the loss
-are still answered in order; what begins after it is in *doubt*: paired on trial, request and response kept apart, and
-joined only when the next request begins without a further response in between. A peer seen to pipeline gives no such
-proof, so there nothing is paired until the connection has been idle for a while.
+are still answered in order; those that begin after it are on *trial*: a response seems to be a request's if that is the
+only one, and the two are joined when the next request begins without a further response in between. A peer seen to
+pipeline gives no such proof, so there nothing is paired until the connection has been idle for a while.
 
-Rule 3: losing bytes of responses hurts what was outstanding, and nothing else: a server answers only what it was asked.
+Rule 3: a server answers only what it was asked, so losing bytes of responses hurts what is outstanding, nothing else.
+With several requests outstanding and a peer that does not pipeline, all but the last were answered in the lost bytes.
+
+A loss is told when the next bytes of that side are seen, possibly after the other side has gone on. So two requests in
+a row are proof of pipelining only when a response follows with nothing lost before it.
 
 So a wrong pair would need a peer that keeps several requests in flight at all times, and never more than one of them
 visible. What is not paired comes out as it is: a request without status, a response without request, each labelled.
@@ -45,7 +49,6 @@ class Pairing:
     __slots__ = (
         "_abandoned",
         "_answered",
-        "_candidate",
         "_discard",
         "_held",
         "_held_open",
@@ -55,6 +58,7 @@ class Pairing:
         "_reply",
         "_reply_done",
         "_response_lost",
+        "_trial",
         "doubt",
         "errors",
         "exchanges",
@@ -76,8 +80,8 @@ class Pairing:
         self._discard: Exchange | None = None  # the late response to one of those
         self._pipelines = False
         self._response_lost: Completeness | None = None  # bytes of the queue's only response may be gone
-        self._candidate: Exchange | None = None  # in doubt: the request on trial,
-        self._reply: Exchange | None = None  # what seems to be its response,
+        self._trial: list[Exchange] = []  # requests on trial
+        self._reply: Exchange | None = None  # what seems to be the response to the first of them,
         self._reply_done = False  # and whether that is finished
         self._held: deque[tuple[Exchange, int]] = deque()  # responses before their request, and when first read
         self._held_open: Exchange | None = None  # the last of them while it is under way
@@ -112,38 +116,31 @@ class Pairing:
             label = self._response_lost
             self._abandon_queue(label)
             self._begin_doubt(label)
+        self._open_request = exchange
         if self.doubt is not None:
-            return self._begin_doubtful_request(exchange)
-        if len(queue) >= MAX_OUTSTANDING:
+            self._begin_trial(exchange, self.doubt)
+        elif len(queue) >= MAX_OUTSTANDING:
             self.count("http1_too_many_requests_outstanding")
             self._begin_doubt(Completeness.GAP)
-            self._open_request = exchange
             self._abandon(exchange, Completeness.GAP)
-            return exchange
-        if queue:
-            self._pipelines = True
-        queue.append(exchange)
-        self._open_request = exchange
+        else:
+            queue.append(exchange)
         return exchange
 
-    def _begin_doubtful_request(self, exchange: Exchange) -> Exchange:
-        doubt = self.doubt or Completeness.GAP
+    def _begin_trial(self, exchange: Exchange, doubt: Completeness) -> None:
         idle = self._last_ns is not None and exchange.start_ns - self._last_ns >= _IDLE_NS
         self._last_ns = exchange.start_ns
-        self._open_request = exchange
-        if self._candidate is not None and self._reply_done:
-            self._join_candidate()
+        if self._reply_done:
+            self._join_trial()
             self.doubt = None
             self.queue.append(exchange)
-        elif self._candidate is not None or self.queue:
-            self._pipelines = True
-            self._part_candidate()
-            self._abandon(exchange, doubt)
-        elif self._pipelines and not idle:
-            self._abandon(exchange, doubt)
+        elif self._trial or not self._pipelines or (idle and not self.queue):
+            if len(self._trial) >= MAX_OUTSTANDING:
+                self.count("http1_too_many_requests_outstanding")
+                self._part_trial()
+            self._trial.append(exchange)
         else:
-            self._candidate = exchange
-        return exchange
+            self._abandon(exchange, doubt)
 
     def _early_response(self, request: Exchange, call: Call) -> Exchange | None:
         """The held response that answers this request: only a request being written can be seen after its response."""
@@ -171,18 +168,30 @@ class Pairing:
         """The exchange that the next response belongs to, if that is known."""
         if self.queue:
             return None if self._abandoned else self.queue[0]
-        return self._candidate if self._reply is None else None
+        return self._trial[0] if len(self._trial) == 1 and self._reply is None else None
+
+    def owed(self) -> bool:
+        """Whether the next response certainly answers a request that is known already."""
+        return bool(self.queue) and self._response_lost is None
 
     def begin_response(self, call: Call) -> tuple[Exchange, str | None]:
         """A final response began. Returns the exchange to fill, and the method of the request that it answers."""
         queue = self.queue
-        if queue:
-            exchange = queue.popleft()
-            self._response_lost = None
-            if self._abandoned:
-                self._abandoned -= 1
-                self._discard = exchange
-            return exchange, exchange.method
+        if not queue:
+            return self._begin_unusual_response(call)
+        exchange = queue.popleft()
+        if self._abandoned:
+            self._abandoned -= 1
+            self._discard = exchange
+        if (queue or self._trial) and self._response_lost is None:
+            waiting = queue[0] if queue else self._trial[0]
+            if waiting.start_ns < (call.exit_ns if call.operation == Operation.READ else call.enter_ns):
+                self._pipelines = True
+                self._part_trial()
+        self._response_lost = None
+        return exchange, exchange.method
+
+    def _begin_unusual_response(self, call: Call) -> tuple[Exchange, str | None]:
         start_ns = call.exit_ns if call.operation == Operation.READ else call.enter_ns
         response = Exchange(1, start_ns=start_ns, end_ns=call.exit_ns)
         if self.doubt is None:
@@ -191,12 +200,12 @@ class Pairing:
             self._held.append((response, call.exit_ns))
             self._held_open = response
             return response, None
-        if self._candidate is not None and self._reply is None:
+        if len(self._trial) == 1 and self._reply is None:
             self._reply = response
-            return response, self._candidate.method
-        if self._candidate is not None:
+            return response, self._trial[0].method
+        if self._trial:  # one response more than that, or several requests waiting for this one
             self._pipelines = True
-            self._part_candidate()
+            self._part_trial()
         response.completeness = self.doubt
         return response, None
 
@@ -208,6 +217,9 @@ class Pairing:
             self._answered = True
         elif exchange is self._reply:
             self._reply_done = True
+            if len(self._trial) > 1:  # the next request did not wait for the end of this
+                self._pipelines = True
+                self._part_trial()
         elif exchange is self._held_open:
             self._held_open = None
         elif exchange is self._discard:
@@ -221,23 +233,34 @@ class Pairing:
 
     def lose_requests(self, label: Completeness) -> None:
         """An unknown number of requests went by unseen."""
+        if self._response_lost is not None:
+            self._abandon_queue(label)
         self._begin_doubt(label)
-        if self._candidate is not None and self._candidate is not self._open_request:
-            self._part_candidate()
+        if len(self._trial) > 1 or (self._trial and self._trial[0] is not self._open_request):
+            self._part_trial()
         self._release_held(label)
 
     def lose_responses(self, label: Completeness, current: Exchange | None) -> None:
         """Bytes of responses went by unseen; `current` is the response they began in, if they did."""
         queue = self.queue
-        if len(queue) > 1:
+        if len(queue) + len(self._trial) > 1 or (queue and self.doubt is not None):
+            last = None
+            if not self._pipelines and len(queue) + len(self._trial) > 1:
+                if self._trial:
+                    last = self._trial.pop()
+                elif len(queue) > self._abandoned:
+                    last = queue.pop()
             self._abandon_queue(label)
             self._begin_doubt(label)
+            self._part_trial()
+            if last is not None:
+                self._trial.append(last)
         elif queue:
             if not self._abandoned:
                 queue[0].completeness = label
             self._response_lost = label
-        if self._candidate is not None and (current is None or current is not self._reply):
-            self._part_candidate()
+        elif current is None or current is not self._reply:
+            self._part_trial()
         self._release_held(label)
 
     # Time and the end
@@ -255,14 +278,12 @@ class Pairing:
             self._unanswered(exchange)
         while self._held and self._held[0][0].end_ns < before_ns and self._held[0][0] is not self._held_open:
             self._release(self._held.popleft()[0], Completeness.LATE_JOIN)
-        candidate = self._candidate
-        if candidate is None or candidate is self._open_request:
-            return
-        if self._reply is None and candidate.end_ns < before_ns:
-            self._candidate = None
-            self._unanswered(candidate)
-        elif self._reply is not None and self._reply_done and self._reply.end_ns < before_ns:
-            self._join_candidate()
+        trial = self._trial
+        if self._reply is None:
+            while trial and trial[0].end_ns < before_ns and trial[0] is not self._open_request:
+                self._unanswered(trial.pop(0))
+        elif self._reply_done and self._reply.end_ns < before_ns and trial[0] is not self._open_request:
+            self._join_trial()
 
     def close(self) -> None:
         """Everything comes out. The current request and response have been ended before."""
@@ -270,12 +291,11 @@ class Pairing:
             self._unanswered(exchange)
         self.queue.clear()
         self._abandoned = 0
-        if self._candidate is not None:
-            if self._reply_done:
-                self._join_candidate()
-            else:
-                self._unanswered(self._candidate)
-                self._candidate = None
+        if self._reply_done:
+            self._join_trial()
+        for exchange in self._trial:
+            self._unanswered(exchange)
+        self._trial = []
         self._release_held(Completeness.LATE_JOIN)
 
     def count(self, reason: str) -> None:
@@ -310,27 +330,30 @@ class Pairing:
         self._abandoned = 0
         self._response_lost = None
 
-    def _join_candidate(self) -> None:
+    def _join_trial(self) -> None:
         """The request on trial and its response belong together."""
-        if self._candidate is not None and self._reply is not None:
-            _join(self._candidate, self._reply, into=self._candidate)
-            self.exchanges.append(self._candidate)
-        self._candidate = self._reply = None
+        if self._reply is not None:
+            _join(self._trial[0], self._reply, into=self._trial[0])
+            self.exchanges.append(self._trial[0])
+        self._trial = []
+        self._reply = None
         self._reply_done = False
 
-    def _part_candidate(self) -> None:
-        """The request on trial and what seemed to be its response come out apart."""
-        doubt = self.doubt or Completeness.GAP
-        candidate, reply = self._candidate, self._reply
-        if candidate is None:
+    def _part_trial(self) -> None:
+        """The requests on trial and what seemed to be a response to them come out apart."""
+        if not self._trial:
             return
-        self._abandon(candidate, doubt)
+        doubt = self.doubt or Completeness.GAP
+        for exchange in self._trial:
+            self._abandon(exchange, doubt)
+        reply = self._reply
         if reply is not None:
             if reply.completeness is _COMPLETE:
                 reply.completeness = doubt
             if self._reply_done:
                 self.exchanges.append(reply)
-        self._candidate = self._reply = None
+        self._trial = []
+        self._reply = None
         self._reply_done = False
 
     def _release_held(self, label: Completeness) -> None:

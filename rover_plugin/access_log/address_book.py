@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from rover_plugin.discovery.model import Process, ProcessKey
 
 _INTERFACES_REFRESH_S: Final = 30.0
+# How long the end of a closed connection is remembered: longer than a fragment of its other end can wait for a name.
+_LEAVING_S: Final = 5.0
 
 # Where an address is valid: loopback addresses in one network namespace only, all others everywhere on the host.
 _End = tuple[int, bytes, int]
@@ -67,6 +70,7 @@ class AddressBook:
         self._exclude_clusters = frozenset(exclude_clusters)
         self._processes: dict[int, Process] = {}
         self._ends: dict[_End, _Owner] = {}
+        self._leaving: deque[tuple[float, _End]] = deque()
         self._local_addresses = local_addresses or _CachedInterfaces()
 
     def add_process(self, process: Process) -> None:
@@ -106,13 +110,15 @@ class AddressBook:
         owner.connections += 1
 
     def forget(self, facts: ConnectionFacts) -> None:
-        """The connection is gone, as often as it was learnt."""
-        end = _end(facts.netns, facts.local, facts.local_port)
-        owner = self._ends.get(end)
-        if owner is not None:
-            owner.connections -= 1
-            if owner.connections <= 0:
-                del self._ends[end]
+        """The connection is gone, as often as it was learnt. Its end is kept for a while: the other one may be late."""
+        self._leaving.append((time.monotonic() + _LEAVING_S, _end(facts.netns, facts.local, facts.local_port)))
+        while self._leaving and self._leaving[0][0] < time.monotonic():
+            _, end = self._leaving.popleft()
+            owner = self._ends.get(end)
+            if owner is not None:
+                owner.connections -= 1
+                if owner.connections <= 0:
+                    del self._ends[end]
 
     def peer_is_ours(self, facts: ConnectionFacts) -> bool:
         """Whether the remote end is an address of this host, so that its process may be watched too."""

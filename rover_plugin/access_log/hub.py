@@ -53,7 +53,8 @@ class Hub:
         self._outputs = outputs
         self._resolver = Resolver(encodings, outputs, book, counters, watch, unwatch)
         self._fail = fail
-        self._processes: queue.SimpleQueue[Change] = queue.SimpleQueue()
+        self._processes: queue.SimpleQueue[Change | None] = queue.SimpleQueue()
+        self._complete = threading.Event()
         self._finishing = False
         self._selector = selectors.DefaultSelector()
         for channel in channels:
@@ -72,6 +73,14 @@ class Hub:
     def process_changed(self, change: Change) -> None:
         """From the feed, any thread."""
         self._processes.put(change)
+
+    def processes_complete(self) -> None:
+        """From the feed, any thread: what it had to say at first has been said."""
+        self._processes.put(None)
+
+    def wait_for_processes(self, timeout_s: float) -> bool:
+        """Waits until the processes named at first are watched; False if that takes too long."""
+        return self._complete.wait(timeout_s)
 
     def finish(self, timeout_s: float) -> bool:
         """Waits until every worker has handed on everything and closed its link; False if that takes too long."""
@@ -122,4 +131,7 @@ class Hub:
                 change = self._processes.get_nowait()
             except queue.Empty:
                 return
-            self._resolver.change_process(change, time.monotonic_ns())
+            if change is None:
+                self._complete.set()
+            else:
+                self._resolver.change_process(change, time.monotonic_ns())

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+# The agent starts without its feed, but says so: nothing older than itself is watched until it comes.
+_FEED_S: Final = 3.0
 _FINISH_S: Final = 20.0
 _OUTPUT_CLOSE_S: Final = 10.0
 
@@ -78,6 +80,8 @@ class AccessLogModule:
         address = settings.text("access_log.feed") or settings.text("process_discovery.feed.socket")
         self._feed = FeedClient(address)
         self._feed.follow(self._on_process, self._on_feed_state)
+        if not self._hub.wait_for_processes(_FEED_S):
+            log.warning("process_feed_slow", address=address, seconds=_FEED_S)
         log.info("access_log_started", seconds=round(time.monotonic() - began, 2), shards=len(self._workers))
 
     def notify_start_success(self) -> None:
@@ -105,6 +109,8 @@ class AccessLogModule:
             self._hub.process_changed(change)
 
     def _on_feed_state(self, state: FeedState) -> None:
+        if state is FeedState.LIVE and self._hub is not None:
+            self._hub.processes_complete()
         event = log.warning if state in {FeedState.STALE, FeedState.DOWN} else log.debug
         event("process_feed_state", state=state.value)
 

@@ -45,14 +45,17 @@ def settings_options(function: F) -> F:
     return config(override(function))
 
 
-def load_settings() -> Settings:
+def load_settings(*overrides: str) -> Settings:
     """Loads the settings that the current command line asks for, and sets up logging by them.
+
+    Args:
+        overrides: `key=value` texts that win over everything the user says.
 
     Raises:
         SettingsError: something in a layer is unknown or wrong.
     """
     meta = click.get_current_context().meta  # shared by a command and its group
-    settings = load(meta.get(_FILES, ()), overrides=meta.get(_OVERRIDES, ()))
+    settings = load(meta.get(_FILES, ()), overrides=(*meta.get(_OVERRIDES, ()), *overrides))
     configure_logs(settings.text("logger.level"))
     for warning in settings.warnings:
         log.warning("variable_unknown", detail=warning)

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings `access_log.*`, in the form in which capture and analysis take them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rover_plugin.capture.bpf import possible_cpus
+from rover_plugin.capture.recording import AnalysisOptions
+from rover_plugin.capture.session import CaptureOptions
+
+if TYPE_CHECKING:
+    from rover_plugin.settings import Settings
+
+
+def capture_options(settings: Settings, *, least_ring_bytes: int = 0) -> CaptureOptions:
+    """Sizes of the kernel side.
+
+    Args:
+        settings: the host's.
+        least_ring_bytes: all rings together have at least this.
+    """
+    configured = settings.size("access_log.protocol_analyze.per_cpu_buffer") * possible_cpus()
+    return CaptureOptions(
+        shards=settings.integer("access_log.protocol_analyze.parallels"),
+        ring_bytes=max(configured, least_ring_bytes),
+        capture_limit=settings.size("access_log.protocol_analyze.capture_limit"),
+        max_connections=settings.integer("access_log.connections.max"),
+    )
+
+
+def analysis_options(settings: Settings) -> AnalysisOptions:
+    """What a recording has to remember of them."""
+    return AnalysisOptions(
+        exclude_namespaces=settings.items("access_log.exclude_namespaces"),
+        exclude_clusters=settings.items("access_log.exclude_cluster"),
+        max_connections=settings.integer("access_log.connections.max"),
+        exchange_timeout_s=settings.seconds("access_log.exchange.timeout"),
+        grpc_status_as_http=settings.flag("access_log.grpc_status_mapping"),
+        path_templates=settings.flag("access_log.path_templates"),
+    )
+
+
+def feed_address(settings: Settings) -> str:
+    """Where the process feed is: `access_log.feed`, or that of this host."""
+    return settings.text("access_log.feed") or settings.text("process_discovery.feed.socket")

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hides what was said in a recording, and keeps what analysing it needs: lengths, structure, results.
+
+HTTP/1: method, version, status and field names stay, and the values that framing depends on; every other value, path
+and query are filler of the same length; bodies are zeros. HTTP/2: frames stay; header blocks keep their length and
+their representations, all but a few values are filler; DATA is zeros. Everything else, and whatever is not
+understood, is zeros. Command lines of processes are left out.
+
+A header section may be cut over many calls, and what a connection speaks may be known only after some of them. So
+records are held back for a second before they are written; what is not understood by then is zeros for good.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from rover_plugin.access_log.conversation import Conversation
+from rover_plugin.access_log.redaction.http1 import Http1Redactor
+from rover_plugin.access_log.redaction.http2 import Http2Redactor
+from rover_plugin.access_log.redaction.pieces import RecordedCall
+from rover_plugin.access_log.schedule import Schedule
+from rover_plugin.access_log.shard import Shard
+from rover_plugin.capture.records import CALL, HEADER, RecordKind
+from rover_plugin.discovery.table import Added, Removed, Updated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from rover_plugin.access_log.connection import Connection
+    from rover_plugin.access_log.model import Call, Exchange, Role
+    from rover_plugin.access_log.protocols.analyzer import Analyzer
+    from rover_plugin.capture.recording import AnalysisOptions, RecordingHeader, RecordingWriter
+    from rover_plugin.discovery.table import Change
+
+HOLD_NS: Final = 1_000_000_000
+MAX_HELD_BYTES: Final = 64 << 20
+_NO_BYTES: Final = frozenset((RecordKind.OPEN, RecordKind.CLOSE))  # records that carry nothing of what was said
+
+
+class RedactingConversation(Conversation):
+    """A conversation whose analysers fill in what may be seen.
+
+    Args:
+        role: see `Conversation`.
+        outs: gets the output of each call.
+    """
+
+    __slots__ = ("_outs",)
+
+    def __init__(self, role: Role, outs: list[bytearray]) -> None:
+        super().__init__(role)
+        self._outs = outs
+
+    def receive(self, direction: int, call: Call, data: bytes, unseen: int) -> None:
+        """See `Conversation.receive`."""
+        if not isinstance(call, RecordedCall):  # one is, when it is taken up again after it had to wait
+            out = bytearray(len(data))
+            self._outs.append(out)
+            call = RecordedCall(call.operation, call.syscall, call.enter_ns, call.exit_ns, call.size, out=out)
+        super().receive(direction, call, data, unseen)
+
+    def _http1(self) -> Analyzer:
+        return Http1Redactor(late_join=self._late_join)
+
+    def _http2(self, upgraded: Exchange | None = None) -> Analyzer:
+        if upgraded is not None:
+            self.loose += upgraded.calls
+        return Http2Redactor(late_join=self._late_join)
+
+
+class _Nowhere:
+    """A shard's sink: what is found is of no interest here."""
+
+    def opened(self, connection: Connection) -> None:
+        pass
+
+    def exchange(self, connection: Connection, exchange: Exchange) -> None:
+        pass
+
+    def calls(self, connection: Connection, calls: list[Call]) -> None:
+        pass
+
+    def gone(self, connection: Connection) -> None:
+        pass
+
+    def policy(self, connection: Connection, direction: int, until: int, *, never: bool) -> None:
+        pass
+
+
+class ShardRedactor:
+    """Redacts the records of one shard."""
+
+    def __init__(self, options: AnalysisOptions) -> None:
+        self._outs: list[bytearray] = []
+        self._shard = Shard(_Nowhere(), options.max_connections, lambda role: RedactingConversation(role, self._outs))
+        self._schedule = Schedule(self._shard, options.exchange_timeout_s)
+
+    def take(self, record: bytes) -> tuple[bytes, bytearray]:
+        """What may be seen of a record: its head now, and the rest as far as is known when it is written."""
+        self._outs.clear()
+        self._shard.handle(memoryview(record), 0, len(record))
+        if record[0] in _NO_BYTES:
+            return record, bytearray()
+        head = CALL.size if record[0] == RecordKind.CALL else HEADER.size
+        size = len(record) - head
+        out = self._outs[0] if self._outs and len(self._outs[0]) == size else bytearray(size)
+        return record[:head], out
+
+    def pass_time(self, now_ns: int) -> None:
+        """Lets go of what nobody waits for any more."""
+        self._schedule.pass_time(now_ns)
+
+
+class Redaction:
+    """Stands before a recording's writer.
+
+    Args:
+        writer: gets everything a second later, redacted.
+        header: of the recording.
+    """
+
+    def __init__(self, writer: RecordingWriter, header: RecordingHeader) -> None:
+        self._writer = writer
+        self._shards = [ShardRedactor(header.options) for _ in range(header.shards)]
+        self._held: deque[tuple[int, int, Callable[[], None]]] = deque()
+        self._held_bytes = 0
+
+    def batch(self, shard: int, read_ns: int, records: Iterable[bytes]) -> None:
+        """See `RecordingWriter.batch`."""
+        redactor = self._shards[shard]
+        redacted = [redactor.take(record) for record in records]
+        redactor.pass_time(read_ns)
+        self._hold(read_ns, sum(len(out) for _, out in redacted), partial(self._write, shard, read_ns, redacted))
+
+    def processes(self, read_ns: int, changes: Iterable[Change]) -> None:
+        """See `RecordingWriter.processes`."""
+        shown = [hide_command_line(change) for change in changes]
+        self._hold(read_ns, 0, partial(self._writer.processes, read_ns, shown))
+
+    def clock(self, read_ns: int, offset_ns: int) -> None:
+        """See `RecordingWriter.clock`."""
+        self._hold(read_ns, 0, partial(self._writer.clock, read_ns, offset_ns))
+
+    def flush(self) -> None:
+        """See `RecordingWriter.flush`."""
+        self._writer.flush()
+
+    def close(self, now_ns: int, counts: dict[str, Any]) -> None:
+        """See `RecordingWriter.close`."""
+        while self._held:
+            self._release()
+        self._writer.close(now_ns, counts)
+
+    def _write(self, shard: int, read_ns: int, redacted: list[tuple[bytes, bytearray]]) -> None:
+        self._writer.batch(shard, read_ns, [head + out for head, out in redacted])
+
+    def _hold(self, read_ns: int, size: int, write: Callable[[], None]) -> None:
+        self._held.append((read_ns, size, write))
+        self._held_bytes += size
+        while self._held[0][0] + HOLD_NS <= read_ns or self._held_bytes > MAX_HELD_BYTES:
+            self._release()
+
+    def _release(self) -> None:
+        _, size, write = self._held.popleft()
+        self._held_bytes -= size
+        write()
+
+
+def hide_command_line(change: Change) -> Change:
+    """The same change, but nobody sees what the process was started with."""
+    if isinstance(change, Removed):
+        return change
+    process = replace(change.process, cmdline=())
+    return Added(process) if isinstance(change, Added) else Updated(process)

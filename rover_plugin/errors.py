@@ -61,6 +61,21 @@ class BackendError(RoverError):
     """The backend's address, credentials or certificates cannot be used."""
 
 
+class CallError(BackendError):
+    """A call to the backend failed.
+
+    Args:
+        status: gRPC status name, such as UNAVAILABLE.
+        body_bytes_sent: how much of the request body had left when it failed. What lies behind was surely not applied;
+            what lies before may have been. 0 when the backend is known not to have begun with the call.
+    """
+
+    def __init__(self, message: str, *, status: str, body_bytes_sent: int = 0, hint: str = "") -> None:
+        super().__init__(message, hint=hint, status=status)
+        self.status = status
+        self.body_bytes_sent = body_bytes_sent
+
+
 class FeedError(RoverError):
     """The process feed cannot be served or followed."""
 

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Module `core`: the way to the SkyWalking OAP, and who this agent is.
+
+Nothing is connected before somebody asks: a host that prints to the console needs no backend.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+from rover_plugin.backend.bulk import BulkStream
+from rover_plugin.backend.channel import ChannelPool
+from rover_plugin.backend.dialer import AddressList, Dialer
+from rover_plugin.backend.health import Health, HealthBoard
+from rover_plugin.backend.node import NodeIdentity, read_node
+from rover_plugin.backend.security import Security
+from rover_plugin.errors import ModuleError
+
+if TYPE_CHECKING:
+    import grpc
+
+    from rover_plugin.host.module import Context
+    from rover_plugin.settings import Settings
+
+
+class CoreModule:
+    """The backend, as other modules use it.
+
+    Attributes:
+        instance_id: this run of the agent, 32 hex digits.
+        cluster_name: `core.cluster_name`, may be empty.
+        node_name: `process_discovery.kubernetes.node_name`, or the host name.
+    """
+
+    name = "core"
+    requires: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self.instance_id = uuid.uuid4().hex
+        self.cluster_name = ""
+        self.node_name = ""
+        self._health = HealthBoard()
+        self._dialer: Dialer | None = None
+        self._channels: ChannelPool | None = None
+        self._streams: list[BulkStream] = []
+
+    def active(self, settings: Settings) -> bool:  # noqa: ARG002 the contract's signature
+        """False: it has no purpose of its own, it is started for those who require it."""
+        return False
+
+    def start(self, context: Context) -> None:
+        """Reads `core.*`.
+
+        Raises:
+            BackendError: no address, or a certificate or key cannot be used.
+        """
+        settings = context.settings
+        security = Security.from_settings(settings)
+        addresses = AddressList(settings.items("core.backend.addr"))
+        self.cluster_name = settings.text("core.cluster_name")
+        self.node_name = read_node(settings.text("process_discovery.kubernetes.node_name"), "").name
+        self._dialer = Dialer(addresses, security)
+        self._channels = ChannelPool(addresses, security, self._health)
+
+    def notify_start_success(self) -> None:
+        """Nothing waits for the others."""
+
+    def shutdown(self) -> None:
+        """Closes every connection."""
+        for stream in self._streams:
+            stream.not_after = 0.0
+            stream.close()
+        if self._channels is not None:
+            self._channels.close()
+
+    @property
+    def health(self) -> Health:
+        """Whether the backend can be reached; IDLE while nobody has tried."""
+        return self._health.current()
+
+    def node(self) -> NodeIdentity:
+        """This host, its interfaces read anew."""
+        return read_node(self.node_name, self.cluster_name)
+
+    def channel(self) -> grpc.Channel:
+        """The channel for unary calls; ask anew for each, as the address may change."""
+        if self._channels is None:
+            raise _not_started()
+        return self._channels.channel()
+
+    def open_bulk_stream(self, method: str) -> BulkStream:
+        """Calls of a client-streaming method, such as `/skywalking.v3.EBPFAccessLogService/collect`.
+
+        Nothing is connected yet. Each stream has a connection of its own and belongs to one thread.
+        """
+        if self._dialer is None:
+            raise _not_started()
+        stream = BulkStream(self._dialer, self._health, method)
+        self._streams.append(stream)
+        return stream
+
+
+def _not_started() -> ModuleError:
+    return ModuleError("the module core is not started", hint="let your module require it")

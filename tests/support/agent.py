@@ -131,6 +131,11 @@ class Agent:
             self._changed.notify_all()
 
 
+def oap_settings(address: str) -> tuple[str, ...]:
+    """Settings that send to an OAP double, whose own side of that traffic is not to be logged."""
+    return (f"core.backend.addr={address}", "process_discovery.local.exclude=cmdline~=tests.support.oap")
+
+
 def needs_bpf() -> str:
     """Why BPF tests cannot run here, or an empty string."""
     if os.geteuid() != 0:

@@ -94,9 +94,7 @@ class Nginx:
         for path in (folder, folder / "www", self.files):
             path.chmod(0o755)
         self._config = folder / "nginx.conf"
-        self._config.write_text(
-            _NGINX.format(folder=folder, port=self.port, workers=workers, locations=locations)
-        )
+        self._config.write_text(_NGINX.format(folder=folder, port=self.port, workers=workers, locations=locations))
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The backend is killed and comes back under load: memory stays bounded, losses are counted exactly, logs flow again."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.agent import Agent, oap_settings
+from tests.support.oap_process import OapProcess
+from tests.support.servers import Nginx, tool
+
+OUTAGE_S = int(os.environ.get("ROVER_TEST_OUTAGE_SECONDS", "30"))
+FLUSH_S = 1
+SPOOL = "2MB"
+
+
+def _rss(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+@pytest.mark.timeout(240)
+def test_a_killed_backend_costs_only_what_is_counted(tmp_path: Path, nginx: Nginx) -> None:
+    with OapProcess(tmp_path, "--keep", "counts") as oap:
+        settings = (
+            *oap_settings(oap.address),
+            f"access_log.flush.period={FLUSH_S}s",
+            f"access_log.spool.max_bytes={SPOOL}",
+        )
+        with Agent(tmp_path, "skywalking", *settings) as agent:
+            command = [tool("h2load"), "--h1", "--rps=100", "-c8", "-t1", f"-D{OUTAGE_S + 20}", nginx.url()]
+            load = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            oap.wait_for(lambda: oap.tally.protocol > 1000)
+            before = _rss(agent.pid)
+            oap.kill()
+            # The outage itself is the length of the test, not a wait for something.
+            time.sleep(OUTAGE_S)
+            grown = _rss(agent.pid) - before
+            at_restart = oap.tally.protocol
+            oap.start()
+            began = time.monotonic()
+            oap.wait_for(lambda: oap.tally.protocol > at_restart)
+            flowing_after = time.monotonic() - began
+            printed, _ = load.communicate(timeout=60)
+            assert agent.stop() == 0, agent.text
+        report = oap.stop()
+    requests = int(re.search(r"(\d+) succeeded", printed)[1])  # type: ignore[index]
+    ledger = agent.wait_for_event("skywalking_output_closed")
+    print(f"requests {requests}, flowing after {flowing_after:.2f} s, grown {grown} bytes, {ledger}, {report}")
+    exported, lost = ledger["exported_protocol"], ledger["lost_protocol"]
+    assert exported + lost == 2 * requests
+    # What the backend applied of a stream that was cut is counted as lost: it may have more, never less.
+    assert exported <= report["protocol"] <= exported + ledger["lost_protocol_unconfirmed"]
+    assert lost > 0, "the spool was to overflow"
+    assert report["dropped"] == 0
+    assert grown < 32 << 20
+    assert flowing_after < 2 * FLUSH_S + 3  # the back-off may have reached a few seconds

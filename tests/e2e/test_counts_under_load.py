@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every request a load generator counts is one access log at the backend, from each side, and nothing is dropped."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.agent import Agent, oap_settings
+from tests.support.oap_process import OapProcess
+from tests.support.servers import Nginx, tool
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SECONDS = int(os.environ.get("ROVER_TEST_LOAD_SECONDS", "60"))
+CLIENTS = 32
+RATE = 5000
+
+
+@pytest.mark.timeout(240)
+def test_requests_at_a_fixed_rate_equal_the_logs_of_each_side(tmp_path: Path, nginx: Nginx) -> None:
+    with OapProcess(tmp_path, "--keep", "counts") as oap:
+        settings = (*oap_settings(oap.address), "access_log.flush.period=1s")
+        with Agent(tmp_path, "skywalking", *settings) as agent:
+            load = [
+                tool("h2load"),
+                "--h1",
+                f"--rps={RATE // CLIENTS}",
+                f"-c{CLIENTS}",
+                "-t1",
+                f"-D{SECONDS}",
+                nginx.url(),
+            ]
+            printed = subprocess.run(load, capture_output=True, text=True, check=True).stdout
+            requests = int(re.search(r"(\d+) succeeded", printed)[1])  # type: ignore[index]
+            assert agent.stop() == 0, agent.text
+        report = oap.stop()
+    print(f"requests {requests}, backend {report}")
+    assert requests > SECONDS * RATE * 0.9, printed
+    # h2load and nginx are both watched: each request is logged once by its client and once by its server.
+    assert report["protocol"] == 2 * requests
+    assert report["dropped"] == 0
+    assert report["errors"] == 0
+    assert report["refused"] == 0

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Module `access_log`: records in, access logs out."""

@@ -110,7 +110,7 @@ class Connection:
                 self.gap_bytes += distance
                 self.conversation.gap(direction, distance)
         if offset:
-            self.conversation.gap(direction, offset)
+            self.conversation.gap(direction, offset, recorded=True)
         self.conversation.receive(direction, call, data, call.size - offset - len(data))
 
     def add_log(self, call: Call) -> None:

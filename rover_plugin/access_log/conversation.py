@@ -81,8 +81,8 @@ class Conversation:
         if analyzer.exchanges or analyzer.loose or analyzer.handover is not None:
             self._take(analyzer)
 
-    def gap(self, direction: int, size: int) -> None:
-        """`size` bytes of this direction moved unseen."""
+    def gap(self, direction: int, size: int, *, recorded: bool = False) -> None:
+        """`size` bytes of this direction moved unseen; `recorded`: left out by our own capture policy."""
         analyzer = self._analyzer
         if analyzer is None:
             if self._waiting:
@@ -91,7 +91,7 @@ class Conversation:
                 self._late_join = True
             return
         try:
-            analyzer.gap(Side.REQUEST if direction == self._requests else Side.RESPONSE, size)
+            analyzer.gap(Side.REQUEST if direction == self._requests else Side.RESPONSE, size, recorded=recorded)
         except Exception:  # noqa: BLE001 see receive
             self._contain(analyzer, None)
             return

@@ -17,6 +17,7 @@ from rover_plugin.access_log.workers import WorkerProcess
 from rover_plugin.capture.bpf import possible_cpus
 from rover_plugin.capture.session import Capture, CaptureOptions
 from rover_plugin.discovery.feed_client import FeedClient, FeedState
+from rover_plugin.host.module import module_as
 
 if TYPE_CHECKING:
     from rover_plugin.access_log.outputs.base import Output
@@ -141,6 +142,8 @@ def _make_output(name: str, context: Context) -> Output:
         return ConsoleOutput(context.counters)
     if name == "jsonl":
         return JsonLinesOutput(context.settings.text("access_log.jsonl.path"), context.counters)
-    from rover_plugin.access_log.outputs.skywalking import SkyWalkingOutput  # noqa: PLC0415 brings protobuf and h2 along
+    # Only this output brings grpc, protobuf and h2 along.
+    from rover_plugin.access_log.outputs.skywalking import SkyWalkingOutput  # noqa: PLC0415 see above
+    from rover_plugin.backend.module import CoreModule  # noqa: PLC0415 see above
 
-    return SkyWalkingOutput(context.settings, context.modules["core"], context.counters)
+    return SkyWalkingOutput(context.settings, module_as(context.modules["core"], CoreModule), context.counters)

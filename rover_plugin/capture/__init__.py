@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The kernel boundary: programs, maps, rings, records."""

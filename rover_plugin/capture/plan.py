@@ -30,13 +30,13 @@ class Probe:
 
 ACCESS_LOG_PROBES = (
     # Processes come before calls, so that nobody's first call is missed between two attachments.
-    Probe("sched_process_exit", False, "state of ended threads lingers until its table is full"),
-    Probe("sched_process_fork", False, "children are seen only when the process feed names them"),
-    Probe("sched_process_exec", False, "new processes are seen only when the process feed names them"),
-    Probe("tcp_destroy_sock", True, "ended connections could be mistaken for new ones"),
-    Probe("inet_sock_set_state", True, "connects and closes"),
-    Probe("sys_enter", True, "all traffic"),
-    Probe("sys_exit", True, "all traffic"),
+    Probe("sched_process_exit", required=False, lost="state of ended threads lingers until its table is full"),
+    Probe("sched_process_fork", required=False, lost="children are seen only when the process feed names them"),
+    Probe("sched_process_exec", required=False, lost="new processes are seen only when the process feed names them"),
+    Probe("tcp_destroy_sock", required=True, lost="ended connections could be mistaken for new ones"),
+    Probe("inet_sock_set_state", required=True, lost="connects and closes"),
+    Probe("sys_enter", required=True, lost="all traffic"),
+    Probe("sys_exit", required=True, lost="all traffic"),
 )
 
 

@@ -43,7 +43,7 @@ class RingReader:
         self._poll = select.epoll()
         # Edge-triggered: data that is merely there wakes nobody, only a kernel side that asks for it.
         self._poll.register(descriptor, select.EPOLLIN | select.EPOLLET)
-        (self._position,) = _POSITION.unpack_from(self._consumer)
+        self._position: int = _POSITION.unpack_from(self._consumer)[0]
 
     def also_wait_for(self, descriptor: int) -> None:
         """Lets `wait` return when this descriptor becomes readable, too."""
@@ -55,8 +55,8 @@ class RingReader:
 
     def pending(self) -> int:
         """Bytes that wait to be read, with their record headers."""
-        (produced,) = _POSITION.unpack_from(self._producer)
-        return int(produced) - self._position
+        produced: int = _POSITION.unpack_from(self._producer)[0]
+        return produced - self._position
 
     def read(self, handle: Callable[[memoryview, int, int], None], limit: int = 1 << 30) -> int:
         """Gives each waiting record to `handle(data, start, end)`, oldest first, then frees their space.

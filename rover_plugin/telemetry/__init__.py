@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Counters, the loss ledger, and where they can be read."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backend is killed and comes back under load: memory stays bounded, losses are counted exactly, logs flow again."""
+"""The backend is killed and comes back under load: memory stays bounded, losses are counted, logs flow again."""
 
 from __future__ import annotations
 

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import h2.config
@@ -13,9 +12,10 @@ import h2.events
 import hpack
 import hyperframe.frame as hf
 
-from rover_plugin.access_log.model import Call, Operation, Side
+from rover_plugin.access_log.model import Call, Completeness, Operation, Side
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Iterable
 
     from rover_plugin.access_log.model import Exchange
@@ -258,3 +258,66 @@ def shown(exchange: Exchange) -> Seen:
         exchange.response_body_bytes,
         exchange.trace and f"{exchange.trace.trace_id}-{exchange.trace.span_id}",
     )
+
+
+def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
+    """One frame, whatever the numbers."""
+    return len(payload).to_bytes(3) + bytes((kind, flags)) + stream_id.to_bytes(4) + payload
+
+
+def reframe(data: bytes, source: random.Random) -> bytes:
+    """The same side said otherwise: HEADERS padded, with priority fields, split into CONTINUATION frames of any size
+    (empty ones too); DATA padded; PING, PRIORITY and WINDOW_UPDATE strewn in between."""
+    out = [PREFACE] if data.startswith(PREFACE) else []
+    for raw in split_frames(data):
+        parsed = parse(raw)
+        kind, flags = raw[3], raw[4]
+        if kind == 1 and not flags & 0x28:
+            out += _resplit(raw[9:], flags, parsed.stream_id, source)
+        elif kind == 0 and not flags & 0x8 and source.random() < 0.5 and len(raw) < 16000:
+            padding = source.randrange(200)
+            out.append(frame(0, flags | 0x8, parsed.stream_id, bytes((padding,)) + raw[9:] + bytes(padding)))
+        else:
+            out.append(raw)
+        if flags & 0x4 or kind not in {1, 5, 9}:
+            noise = (frame(6, 1, 0, b"12345678"), frame(8, 0, 0, b"\0\0\1\0"), frame(2, 0, 1, b"\0\0\0\0\x10"))
+            out += source.choices(noise, k=source.choice((0, 0, 1, 3)))
+    return b"".join(out)
+
+
+def _resplit(block: bytes, flags: int, stream_id: int, source: random.Random) -> list[bytes]:
+    pieces = [block]
+    while source.random() < 0.6 and len(pieces) < 6:
+        last = pieces.pop()
+        at = source.randint(0, len(last))
+        pieces += [last[:at], last[at:]]
+    first, end_stream = pieces[0], flags & 0x1
+    head_flags = end_stream
+    if source.random() < 0.5:
+        head_flags |= 0x20
+        first = b"\x80\0\0\0\x10" + first
+    if source.random() < 0.5:
+        head_flags |= 0x8
+        padding = source.randrange(256)
+        first = bytes((padding,)) + first + bytes(padding)
+    frames = [(1, head_flags, first), *((9, 0, piece) for piece in pieces[1:])]
+    kind, last_flags, payload = frames.pop()
+    frames.append((kind, last_flags | 0x4, payload))
+    return [frame(kind, piece_flags, stream_id, payload) for kind, piece_flags, payload in frames]
+
+
+def comparable(exchange: Exchange, oracle: Seen) -> tuple[Seen, Seen]:
+    """Both sides with the trace written alike."""
+    if oracle.traceparent is None:
+        return shown(exchange), oracle
+    return shown(exchange), replace(oracle, traceparent="-".join(oracle.traceparent.split("-")[1:3]))
+
+
+def assert_agrees(exchanges: list[Exchange], up: bytes, down: bytes) -> None:
+    """Every stream the oracle saw is there once, complete, and says the same."""
+    oracle = read_independently(up, down)
+    assert sorted(exchange.stream_id or 0 for exchange in exchanges) == sorted(oracle)
+    for exchange in exchanges:
+        ours, theirs = comparable(exchange, oracle[exchange.stream_id or 0])
+        assert ours == theirs
+        assert exchange.completeness is Completeness.COMPLETE

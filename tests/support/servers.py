@@ -7,10 +7,12 @@ import shutil
 import socket
 import subprocess
 import time
-from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def free_port(family: int = socket.AF_INET) -> int:

@@ -67,8 +67,14 @@ class Analyzer(Protocol):
     def receive(self, side: Side, call: Call, data: bytes, unseen: int) -> None:
         """Takes one call's bytes: `data` was captured and is followed by `unseen` bytes that were not copied."""
 
-    def gap(self, side: Side, size: int) -> None:
-        """Bytes of this side moved with no record at all (lost records, sendfile); -1: nobody knows how many."""
+    def gap(self, side: Side, size: int, *, recorded: bool = False) -> None:
+        """Bytes of this side moved with no record at all (lost records, sendfile); -1: nobody knows how many.
+
+        `recorded` ones are the first bytes of the next call, left out by our own capture policy: no loss.
+
+        To be told before the next bytes of that side, and, where the end of the stream is known, before `close`: what
+        nobody tells cannot be labelled.
+        """
 
     def expire(self, before_ns: int) -> None:
         """Emits as `NO_RESPONSE` the requests that nothing has answered and whose last byte is older than this."""

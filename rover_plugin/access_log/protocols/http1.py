@@ -155,10 +155,10 @@ class Http1Analyzer:
             self._fresh = False
             self.loose.append(call)
 
-    def gap(self, side: Side, size: int) -> None:
+    def gap(self, side: Side, size: int, *, recorded: bool = False) -> None:
         """See `Analyzer.gap`."""
         if size:
-            self._skip(self._response if side else self._request, size, _GAP)
+            self._skip(self._response if side else self._request, size, _TRUNCATED if recorded else _GAP)
 
     def expire(self, before_ns: int) -> None:
         """See `Analyzer.expire`."""
@@ -205,6 +205,7 @@ class Http1Analyzer:
                 half.state = _START
                 return
             if half.side is Side.RESPONSE:
+                self._settle_cut_request()
                 self._pairing.lose_responses(_TRUNCATED, exchange)
         elif exchange is not None and exchange.method is None and self._begins_response(half, data, 0):
             self._end(half)
@@ -377,9 +378,6 @@ class Http1Analyzer:
         if status < 200 and status != 101:
             self._interim(half, call)
             return position
-        if self._request.state == _HEAD and not self._pairing.owed():
-            # The answer to what was seen of a request: the rest of it is lost, which will be told later, or never sent.
-            self._lose(self._request, _TRUNCATED)
         exchange, method = self._begin_response(half, call, status, len(head))
         if method == "HEAD" or status == 204 or status == 304:  # noqa: PLR1714 - hot; RFC 9112 §6.3
             content = 0
@@ -408,6 +406,8 @@ class Http1Analyzer:
         return position
 
     def _begin_response(self, half: _Half, call: Call, status: int, size: int) -> tuple[Exchange, str | None]:
+        if self._request.state == _HEAD:
+            self._settle_cut_request()
         exchange, method = self._pairing.begin_response(half.first or call)
         half.first = None
         exchange.status = status
@@ -420,6 +420,11 @@ class Http1Analyzer:
         if call.exit_ns > exchange.end_ns:  # noqa: PLR1730 - max() is a call
             exchange.end_ns = call.exit_ns
         return exchange, method
+
+    def _settle_cut_request(self) -> None:
+        """A response to a request whose header section is not over: the rest is lost, to be told later, or never sent."""
+        if self._request.state == _HEAD and not self._pairing.owed():
+            self._lose(self._request, _TRUNCATED)
 
     def _interim(self, half: _Half, call: Call) -> None:
         """A 1xx response (RFC 9110 §15.2): its calls belong to the exchange, the final response is still to come."""
@@ -586,6 +591,8 @@ class Http1Analyzer:
         """Nothing more is known of this side until a call begins with a start line."""
         if reason:
             self._pairing.count(reason)
+        if half.side is Side.RESPONSE:
+            self._settle_cut_request()
         if half.state == _HEAD:
             self._cut_head(half, label)
         half.buffer = bytearray()

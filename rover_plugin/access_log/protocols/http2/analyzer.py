@@ -206,12 +206,13 @@ class Http2Analyzer:
         elif not claimed:
             self._place(direction, call)
 
-    def gap(self, side: Side, size: int) -> None:
-        """Bytes of this side moved with no record at all; -1: nobody knows how many."""
+    def gap(self, side: Side, size: int, *, recorded: bool = False) -> None:
+        """See `Analyzer.gap`."""
         direction = self._directions[side]
         direction.started = True
-        self._count("gap")
-        self._pass_over(direction, None, size, Completeness.GAP)
+        if not recorded:
+            self._count("gap")
+        self._pass_over(direction, None, size, Completeness.TRUNCATED if recorded else Completeness.GAP)
 
     def expire(self, before_ns: int) -> None:
         """Emits what has been idle since before `before_ns` and is not waiting for its peer's long answer.

@@ -128,7 +128,18 @@ class HeaderDecoder(Generic[Head]):
         size: bytes of `entries` (§4.1); a name that is unknown counts as empty.
     """
 
-    __slots__ = ("_blocks", "_interpret", "_paths", "_unnamed", "allowed", "complete", "entries", "limit", "room", "size")
+    __slots__ = (
+        "_blocks",
+        "_interpret",
+        "_paths",
+        "_unnamed",
+        "allowed",
+        "complete",
+        "entries",
+        "limit",
+        "room",
+        "size",
+    )
 
     def __init__(self, interpret: Callable[[Fields], Head], *, from_start: bool) -> None:
         self._interpret = interpret
@@ -171,7 +182,7 @@ class HeaderDecoder(Generic[Head]):
         indexed_only = True
         key: bytes | None
         name: bytes | None
-        at = 0
+        at = updated = 0  # size updates stand at the beginning only (§4.2)
         end = len(block)
         try:
             while at < end:
@@ -211,11 +222,13 @@ class HeaderDecoder(Generic[Head]):
                         index, at = read_integer(block, at, 0x0F)
                 else:  # dynamic table size update (§6.3)
                     index = byte & 0x1F
+                    comes_first = at - 1 == updated
                     if index == 0x1F:
                         index, at = read_integer(block, at, 0x1F)
-                    if fields or unknown or (self.allowed is not None and index > self.allowed):
+                    if not comes_first or (self.allowed is not None and index > self.allowed):
                         error = "hpack_table_size"
                         break
+                    updated = at
                     self._resize(index)
                     continue
                 if index > 61:

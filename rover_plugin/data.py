@@ -9,7 +9,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def data_path(relative: str) -> Path:
-    """Returns where `relative` (such as `config/default.toml`) is: in a checkout's top level, else inside the package."""
+    """Returns where `relative` (such as `config/default.toml`) is: a checkout's top level, else inside the package."""
     checkout = _PACKAGE.parent / relative
     if (_PACKAGE.parent / "pyproject.toml").exists() and checkout.exists():
         return checkout

@@ -15,7 +15,7 @@ from rover_plugin.access_log.outputs.jsonl import JsonLinesOutput
 from rover_plugin.access_log.worker import WorkerOptions
 from rover_plugin.access_log.workers import WorkerProcess
 from rover_plugin.capture.bpf import possible_cpus
-from rover_plugin.capture.session import Capture, CaptureOptions
+from rover_plugin.capture.session import Capture, CaptureOptions, Statistic
 from rover_plugin.discovery.feed_client import FeedClient, FeedState
 from rover_plugin.host.module import module_as
 
@@ -102,8 +102,28 @@ class AccessLogModule:
             self._feed.close()
         for output in self._outputs:
             output.close(_OUTPUT_CLOSE_S)
+        self._say_totals()
         if self._capture is not None:
             self._capture.close()
+
+    def _say_totals(self) -> None:
+        """One line at the end: what was read, and what became of it, by output, unit and reason."""
+        if self._context is None or self._hub is None or self._capture is None:
+            return
+        totals: dict[str, int] = {}
+        for (name, labels), value in self._context.counters.snapshot().items():
+            if value and name in {"logs_exported", "logs_filtered", "logs_lost"}:
+                parts = dict(labels)
+                where = parts.get("output") or parts.get("encoding", "")
+                reason = f"_{parts['reason']}" if "reason" in parts else ""
+                totals[f"{where}_{parts['unit']}_{name.removeprefix('logs_')}{reason}"] = value
+        reports = self._hub.reports.values()
+        for name in ("records", "lost_ring", "held", "imbalance", "exchanges_out", "bookkeeping"):
+            totals[name] = sum(report[name] for report in reports)
+        for statistic, value in self._capture.statistics().items():
+            if value and statistic is not Statistic.RECORDS:
+                totals[f"kernel_{statistic.name.lower()}"] = value
+        log.info("access_log_totals", **totals)
 
     def _on_process(self, change: Change) -> None:
         if self._hub is not None:

@@ -84,7 +84,9 @@ def compile_and_load(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]
             programs[name] = module.load_func(name, bcc.BPF.RAW_TRACEPOINT).fd
         except Exception as error:
             if os.geteuid() != 0:
-                raise PrivilegeError("not allowed to load BPF", hint="run as root, or with CAP_BPF, CAP_PERFMON") from error
+                raise PrivilegeError(
+                    "not allowed to load BPF", hint="run as root, or with CAP_BPF and CAP_PERFMON"
+                ) from error
             raise CaptureError(f"the kernel refuses the BPF program {name}", hint="report it with this log") from error
     descriptors = [*maps.values(), *programs.values()]
     # bcc closes its descriptors when the object goes; it must live until they are sent.

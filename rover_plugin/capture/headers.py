@@ -165,7 +165,8 @@ def _write_tree(tree: Path, release: str) -> None:
     vmlinux = _dump_btf()
     (include / "linux" / "vmlinux.h").write_text(vmlinux)
     known = set(re.findall(r"\bBPF_FUNC_(\w+) =", vmlinux))
-    missing = "\n".join(f"#define BPF_FUNC_{name} {number}" for name, number in _HELPER_IDS.items() if name not in known)
+    unknown = {name: number for name, number in _HELPER_IDS.items() if name not in known}
+    missing = "\n".join(f"#define BPF_FUNC_{name} {number}" for name, number in unknown.items())
     numbers = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", release)
     version = ", ".join(part or "0" for part in numbers.groups()) if numbers else "0, 0, 0"
     kconfig = _KCONFIG.format(version=version, page_size=os.sysconf("SC_PAGESIZE"), missing_helpers=missing)
@@ -181,5 +182,5 @@ def _dump_btf() -> str:
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode != 0 or not done.stdout:
         detail = done.stderr.decode(errors="replace").strip()
-        raise CaptureError(f"bpftool could not read {BTF_PATH} ({detail})", hint="run as root with bpftool 5.10 or newer")
+        raise CaptureError(f"bpftool could not read {BTF_PATH} ({detail})", hint="run as root with bpftool 5.10 or up")
     return done.stdout.decode()

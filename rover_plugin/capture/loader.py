@@ -79,7 +79,8 @@ def load(source_name: str, defines: Mapping[str, str | int], *, attach: bool = T
     source = read_source(data_path("bpf"), source_name)
     shards = int(defines.get("SHARDS", 8))
     maps = [name for name in _MAP.findall(source) + _TABLE.findall(source) if not _beyond(name, shards)]
-    request: dict[str, object] = {"source": source, "defines": dict(defines), "maps": maps, "programs": _PROGRAM.findall(source)}
+    programs = _PROGRAM.findall(source)
+    request: dict[str, object] = {"source": source, "defines": dict(defines), "maps": maps, "programs": programs}
     loaded = _build(request)
     if attach:
         try:

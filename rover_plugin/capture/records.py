@@ -66,4 +66,3 @@ CALL = Struct(_HEADER_FORMAT + "IIIIII")
 OPEN = Struct(_HEADER_FORMAT + "16s16sHHHBBIiIIQ")
 # struct close_record: header, then written, read, retransmitted, smoothed_rtt_us, bytes_received, bytes_acked
 CLOSE = Struct(_HEADER_FORMAT + "IIIIQQ")
-

@@ -40,10 +40,15 @@ def test_requests_at_a_fixed_rate_equal_the_logs_of_each_side(tmp_path: Path, ng
             requests = int(re.search(r"(\d+) succeeded", printed)[1])  # type: ignore[index]
             assert agent.stop() == 0, agent.text
         report = oap.stop()
-    print(f"requests {requests}, backend {report}")
+    totals = agent.wait_for_event("access_log_totals")
+    print(f"requests {requests}, backend {report}, totals {totals}")
     assert requests > SECONDS * RATE * 0.9, printed
     # h2load and nginx are both watched: each request is logged once by its client and once by its server.
     assert report["protocol"] == 2 * requests
     assert report["dropped"] == 0
     assert report["errors"] == 0
     assert report["refused"] == 0
+    assert totals["skywalking_protocol_exported"] == report["protocol"]
+    assert totals["skywalking_kernel_exported"] == report["kernel"]
+    assert totals["records"] == report["kernel"] + totals["bookkeeping"]
+    assert totals["lost_ring"] == totals["held"] == totals["imbalance"] == 0

@@ -46,7 +46,7 @@ class Http2Redactor:
         self.loose.append(call)
         self._halves[side].receive(call, data, unseen)
 
-    def gap(self, side: Side, size: int) -> None:
+    def gap(self, side: Side, size: int, *, recorded: bool = False) -> None:  # noqa: ARG002 zeroed either way
         """See `Analyzer.gap`."""
         self._halves[side].pass_over(size)
 

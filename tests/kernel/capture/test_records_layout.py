@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-import struct
+import struct  # noqa: TC003 used at run time by the table below
 import subprocess
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* System calls: noted at entry, recorded at exit, when bytes and positions are known. */
 
-#define MSG_OOB_FLAG 1
 #define MSG_PEEK_FLAG 2
 #define MSG_TRUNC_FLAG 0x20
 #define MSG_ERRQUEUE_FLAG 0x2000
@@ -141,12 +140,7 @@ static __always_inline struct connection *connection_of(struct io *io)
 		return 0;
 	}
 	now = bpf_ktime_get_ns();
-	connection = make_connection(io->sk, io->tgid, CAUSE_MET, now, now);
-	if (connection && io->direction == EGRESS)
-		connection->written = io->position; /* before this call, not after it */
-	else if (connection)
-		connection->read = io->position;
-	return connection;
+	return make_connection(io->sk, io->tgid, CAUSE_MET, now, now);
 }
 
 /* The position its socket has reached in the direction of this I/O. */
@@ -251,8 +245,8 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	}
 	if (!io.sk)
 		return 0;
-	if (io.direction == INGRESS && flags & (MSG_PEEK_FLAG | MSG_OOB_FLAG | MSG_ERRQUEUE_FLAG))
-		return 0; /* the position does not move: the same bytes are read again, or are no bytes of the stream */
+	if (io.direction == INGRESS && flags & (MSG_PEEK_FLAG | MSG_ERRQUEUE_FLAG))
+		return 0; /* the position does not move: the same bytes are read again, or are no stream bytes */
 	if (flags & MSG_TRUNC_FLAG)
 		io.unreadable = true; /* tcp(7): discarded, not copied */
 	if (class == CALL_SENDMMSG || class == CALL_RECVMMSG) {

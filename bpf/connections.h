@@ -19,8 +19,6 @@ static __always_inline struct connection *make_connection(u64 sk, u32 tgid, u8 c
 	fresh.open_ns = open_ns;
 	fresh.tgid = tgid;
 	fresh.cause = cause;
-	fresh.written = written_position((struct sock *)sk);
-	fresh.read = read_position((struct sock *)sk);
 	if (connections.update(&sk, &fresh)) {
 		count(STAT_CONNECTIONS_FULL);
 		return 0;
@@ -38,10 +36,7 @@ static __always_inline union event *event_of(u32 program)
 	return event;
 }
 
-/*
- * Puts the open record, once: a connect's outcome and its first call, or its end, may be on two CPUs. A full ring is
- * tried again at the connection's next record.
- */
+/* Puts the open record, once; a full ring is tried again at the connection's next record. */
 static __always_inline void announce(struct connection *connection, u64 sk, u32 program)
 {
 	union event *event;
@@ -50,7 +45,7 @@ static __always_inline void announce(struct connection *connection, u64 sk, u32 
 	if (connection->flags & CONNECTION_ANNOUNCED)
 		return;
 	event = event_of(program);
-	if (!event || __sync_fetch_and_or(&connection->flags, CONNECTION_ANNOUNCED) & CONNECTION_ANNOUNCED)
+	if (!event)
 		return;
 	open = &event->open;
 	open->header.kind = RECORD_OPEN;
@@ -62,21 +57,13 @@ static __always_inline void announce(struct connection *connection, u64 sk, u32 
 	open->error = connection->error;
 	if (connection->error)
 		open->header.flags = OPEN_FAILED;
-	open->written = connection->written;
-	open->read = connection->read;
 	describe(open, (struct sock *)sk);
-	if (put(&open->header, sizeof(*open), program))
-		__sync_fetch_and_and(&connection->flags, ~CONNECTION_ANNOUNCED);
+	if (put(&open->header, sizeof(*open), program) == 0)
+		connection->flags |= CONNECTION_ANNOUNCED;
 }
 
-/* The position after the last byte written: the FIN is none. */
-static __always_inline u32 last_written(struct connection *connection, u64 sk)
-{
-	return written_position((struct sock *)sk) - (connection->flags & CONNECTION_FIN ? 1 : 0);
-}
-
-/* Puts the close record, once, and the open record where it is still owed. */
-static __always_inline void close_connection(struct connection *connection, u64 sk, u64 enter_ns, u64 exit_ns, u32 program)
+static __always_inline void close_connection(struct connection *connection, u64 sk, u64 enter_ns, u64 exit_ns, u8 flags,
+					     u32 program)
 {
 	union event *event;
 	struct close_record *close;
@@ -84,21 +71,18 @@ static __always_inline void close_connection(struct connection *connection, u64 
 
 	if (connection->flags & CONNECTION_CLOSED)
 		return;
-	announce(connection, sk, program);
-	if (!(connection->flags & CONNECTION_ANNOUNCED))
-		return;
 	event = event_of(program);
 	if (!event)
 		return;
 	close = &event->close;
 	close->header.kind = RECORD_CLOSE;
 	close->header.call = CALL_CLOSE;
-	close->header.flags = connection->flags & CONNECTION_BY_PEER ? CLOSE_BY_PEER : 0;
+	close->header.flags = flags;
 	close->header.tgid = connection->tgid;
 	close->header.connection = connection->id;
 	close->header.enter_ns = enter_ns;
 	close->header.exit_ns = exit_ns;
-	close->written = connection->flags & CONNECTION_DOWN ? connection->last_written : last_written(connection, sk);
+	close->written = written_position((struct sock *)sk);
 	close->read = read_position((struct sock *)sk);
 	close->retransmitted = READ(tcp->total_retrans);
 	close->smoothed_rtt_us = READ(tcp->srtt_us) >> 3;
@@ -106,5 +90,5 @@ static __always_inline void close_connection(struct connection *connection, u64 
 	close->bytes_acked = READ(tcp->bytes_acked);
 	/* A full ring is tried again when the socket is destroyed. */
 	if (put(&close->header, sizeof(*close), program) == 0)
-		__sync_fetch_and_or(&connection->flags, CONNECTION_CLOSED);
+		connection->flags |= CONNECTION_CLOSED;
 }

@@ -2,79 +2,6 @@
 /* TCP state changes: the true moments of connect and close, whoever causes them. */
 
 #define ECONNABORTED_NUMBER 103
-#define SHUTDOWN_BOTH 3 /* include/net/sock.h SHUTDOWN_MASK */
-
-/* When the current thread began to let go of a socket: entry of close(2) and its kin, or now. */
-static __always_inline u64 closing_since(u64 now)
-{
-	u32 tid = bpf_get_current_pid_tgid();
-	struct thread *thread = threads.lookup(&tid);
-
-	return thread && thread->close_ns ? thread->close_ns : now;
-}
-
-static __always_inline bool in_shutdown(u64 sk)
-{
-	u32 tid = bpf_get_current_pid_tgid();
-	struct thread *thread = threads.lookup(&tid);
-
-	/* close(2) shuts both sides first; io_uring shuts down without a call of ours. */
-	return (thread && thread->call == CALL_SHUTDOWN) || READ(((struct sock *)sk)->sk_shutdown) != SHUTDOWN_BOTH;
-}
-
-static __always_inline void connecting(u64 sk)
-{
-	u64 pid_tgid = bpf_get_current_pid_tgid();
-	u32 tid = pid_tgid, tgid = pid_tgid >> 32;
-	struct connection *connection;
-	struct thread *thread;
-	u64 now;
-
-	if (!watched(tgid) || !is_tcp((struct sock *)sk))
-		return;
-	thread = threads.lookup(&tid);
-	now = bpf_ktime_get_ns();
-	connection = make_connection(sk, tgid, CAUSE_CONNECT,
-				     thread && thread->call == CALL_CONNECT ? thread->enter_ns : now, now);
-	if (connection)
-		connection->flags = CONNECTION_PENDING;
-}
-
-/* The outcome of a connect. */
-static __always_inline void connected(struct connection *connection, u64 sk, bool established)
-{
-	__sync_fetch_and_and(&connection->flags, ~CONNECTION_PENDING);
-	connection->open_ns = bpf_ktime_get_ns();
-	connection->written = written_position((struct sock *)sk);
-	connection->read = read_position((struct sock *)sk);
-	if (!established) {
-		int error = READ(((struct sock *)sk)->sk_err);
-
-		/* No error is noted when the owner itself gives up: close of a connecting socket. */
-		connection->error = error ? error : ECONNABORTED_NUMBER;
-	}
-	announce(connection, sk, PROGRAM_STATE);
-}
-
-/*
- * The connection is over for TCP, but its owner may hold the socket on and read what had come before: after a reset, or
- * after both sides were shut down. Its end is recorded when the socket goes.
- */
-static __always_inline void down(struct connection *connection, u64 sk, int old)
-{
-	u32 flags = CONNECTION_DOWN;
-	u64 now;
-
-	connection->last_written = last_written(connection, sk);
-	if (READ(((struct sock *)sk)->sk_err))
-		flags |= CONNECTION_BY_PEER;
-	__sync_fetch_and_or(&connection->flags, flags);
-	if (flags & CONNECTION_BY_PEER || old == TCP_FIN_WAIT2 || old == TCP_CLOSING || old == TCP_LAST_ACK)
-		return;
-	/* The owner aborts it (SO_LINGER 0, unread bytes): positions and counters will not outlive this moment. */
-	now = bpf_ktime_get_ns();
-	close_connection(connection, sk, closing_since(now), now, PROGRAM_STATE);
-}
 
 /*
  * inet_sock_set_state(sk, oldstate, newstate). Runs in the context of whoever changes the state: the process in connect,
@@ -85,33 +12,63 @@ int on_inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
 	u64 sk = ctx->args[0];
 	int old = ctx->args[1];
 	int new = ctx->args[2];
+	u64 now, enter_ns;
+	u32 tid, tgid;
 	struct connection *connection;
-	u64 now;
+	struct thread *thread;
 
 	if (new == TCP_SYN_SENT) {
-		connecting(sk);
+		u64 pid_tgid = bpf_get_current_pid_tgid();
+
+		tid = pid_tgid;
+		tgid = pid_tgid >> 32;
+		if (!watched(tgid) || !is_tcp((struct sock *)sk))
+			return 0;
+		thread = threads.lookup(&tid);
+		now = bpf_ktime_get_ns();
+		enter_ns = thread && thread->call == CALL_CONNECT ? thread->enter_ns : now;
+		connection = make_connection(sk, tgid, CAUSE_CONNECT, enter_ns, now);
+		if (connection)
+			connection->flags |= CONNECTION_PENDING;
 		return 0;
 	}
 	connection = connections.lookup(&sk);
 	if (!connection)
 		return 0;
-	if (old == TCP_SYN_SENT || old == TCP_SYN_RECV) {
-		/* SYN_RECV: both ends connect at once, the outcome is still open. */
-		if (connection->flags & CONNECTION_PENDING && new != TCP_SYN_RECV)
-			connected(connection, sk, new == TCP_ESTABLISHED);
+	now = bpf_ktime_get_ns();
+	if (connection->flags & CONNECTION_PENDING) {
+		connection->flags &= ~CONNECTION_PENDING;
+		connection->open_ns = now;
+		if (new != TCP_ESTABLISHED) {
+			int error = READ(((struct sock *)sk)->sk_err);
+
+			/* No error is noted when the owner itself gives up: close of a connecting socket. */
+			connection->error = error ? error : ECONNABORTED_NUMBER;
+		}
+		announce(connection, sk, PROGRAM_STATE);
+		if (connection->error)
+			connection->flags |= CONNECTION_CLOSED;
 		return 0;
 	}
 	if (new == TCP_CLOSE) {
-		down(connection, sk, old);
+		tid = bpf_get_current_pid_tgid();
+		thread = threads.lookup(&tid);
+		/* An own close from a state in which the peer had closed too, or the last step of one already recorded. */
+		enter_ns = thread && thread->call == CALL_CLOSE ? thread->enter_ns : now;
+		announce(connection, sk, PROGRAM_STATE);
+		close_connection(connection, sk, enter_ns, now,
+				 old == TCP_ESTABLISHED || old == TCP_CLOSE_WAIT ? CLOSE_BY_PEER : 0, PROGRAM_STATE);
 		return 0;
 	}
-	if (new == TCP_FIN_WAIT1 || new == TCP_LAST_ACK) {
+	if ((old == TCP_ESTABLISHED && new == TCP_FIN_WAIT1) || (old == TCP_CLOSE_WAIT && new == TCP_LAST_ACK)) {
 		/* Always our own doing: close, exit, exec, dup2 over it. Only shutdown leaves the socket in use. */
-		if (!in_shutdown(sk)) {
-			now = bpf_ktime_get_ns();
-			close_connection(connection, sk, closing_since(now), now, PROGRAM_STATE);
-		}
-		__sync_fetch_and_or(&connection->flags, CONNECTION_FIN);
+		tid = bpf_get_current_pid_tgid();
+		thread = threads.lookup(&tid);
+		if (thread && thread->call == CALL_SHUTDOWN)
+			return 0;
+		enter_ns = thread && thread->close_ns ? thread->close_ns : now;
+		announce(connection, sk, PROGRAM_STATE);
+		close_connection(connection, sk, enter_ns, now, 0, PROGRAM_STATE);
 	}
 	return 0;
 }
@@ -125,11 +82,9 @@ int on_tcp_destroy_sock(struct bpf_raw_tracepoint_args *ctx)
 
 	if (!connection)
 		return 0;
-	if (connection->error) {
-		announce(connection, sk, PROGRAM_END);
-	} else if (!(connection->flags & CONNECTION_CLOSED)) {
+	if (connection->flags & CONNECTION_ANNOUNCED && !(connection->flags & CONNECTION_CLOSED)) {
 		now = bpf_ktime_get_ns();
-		close_connection(connection, sk, closing_since(now), now, PROGRAM_END);
+		close_connection(connection, sk, now, now, 0, PROGRAM_END);
 	}
 	connections.delete(&sk);
 	return 0;

@@ -19,7 +19,7 @@ BPF_ARRAY(call_classes, u8, SYSCALLS);
 
 struct thread {
 	u64 enter_ns;
-	u64 close_ns; /* entry of a close(2) that was the last call: files may be released after its exit tracepoint */
+	u64 close_ns; /* entry of the last close(2): up to 6.5 the socket is released after the call's exit tracepoint */
 	u32 call;     /* enum call_class of the call it is in, CALL_NONE outside */
 	/* How far tail_messages has come: */
 	u32 message_call;
@@ -39,22 +39,15 @@ struct connection {
 	u64 open_ns;  /* established, failed or met */
 	u32 tgid;     /* process that opened or met it */
 	u8 cause;     /* enum open_cause */
+	u8 flags;     /* CONNECTION_* */
 	u8 muted[2];  /* by direction: user space wants no bytes of it any more */
-	u8 pad;
-	u32 flags; /* CONNECTION_* */
 	u32 calls;
 	s32 error;
-	u32 written; /* positions it began at, or was met at */
-	u32 read;
-	u32 last_written; /* position the last written byte left, once the state is TCP_CLOSE: the kernel reuses the field */
 };
 
-#define CONNECTION_ANNOUNCED 1 /* its open record is in the ring, or about to be; retried at the next call while not */
-#define CONNECTION_CLOSED 2    /* its close record is in the ring, or there is none to come */
+#define CONNECTION_ANNOUNCED 1 /* its open record is in the ring; retried at the next call while not */
+#define CONNECTION_CLOSED 2    /* its close record is in the ring */
 #define CONNECTION_PENDING 4   /* connect(2) has begun, outcome unknown */
-#define CONNECTION_FIN 8       /* our FIN is queued and has taken a sequence number */
-#define CONNECTION_DOWN 16     /* TCP_CLOSE was reached while its owner still held it */
-#define CONNECTION_BY_PEER 32  /* by a reset or a time-out */
 
 /*
  * connections: struct sock * -> state. Made at connect, accept or first I/O of a watched process, deleted when the

@@ -49,14 +49,9 @@ static __always_inline u32 written_position(struct sock *sk)
 	return READ(((struct tcp_sock *)sk)->write_seq);
 }
 
-/* The position the next byte read will have. A FIN takes a sequence number but is no byte, whoever has read it. */
 static __always_inline u32 read_position(struct sock *sk)
 {
-	u32 position = READ(((struct tcp_sock *)sk)->copied_seq);
-
-	if (READ(sk->__sk_common.skc_flags) & (1UL << SOCK_DONE) && position == READ(((struct tcp_sock *)sk)->rcv_nxt))
-		position--;
-	return position;
+	return READ(((struct tcp_sock *)sk)->copied_seq);
 }
 
 static __always_inline void describe(struct open_record *open, struct sock *sk)
@@ -76,5 +71,7 @@ static __always_inline void describe(struct open_record *open, struct sock *sk)
 	open->remote_port = bpf_ntohs(READ(sk->__sk_common.skc_dport));
 	open->state = READ(sk->__sk_common.skc_state);
 	open->netns = READ(net->ns.inum);
+	open->written = written_position(sk);
+	open->read = read_position(sk);
 	open->cookie = (u64)sk;
 }

@@ -9,7 +9,6 @@ hyperframe and hpack only parse frames and decode fields; they build no exchange
 from __future__ import annotations
 
 import gc
-import random
 import statistics
 import sys
 import time
@@ -19,7 +18,7 @@ import hpack
 
 from rover_plugin.access_log.model import Call, Operation, Side
 from rover_plugin.access_log.protocols.http2 import Http2Analyzer
-from tests.support.http2_conversation import Conversation, get, grpc, parse, split_frames, traceparent
+from tests.support.http2_conversation import Conversation, get, grpc, parse, seeded, split_frames, traceparent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +42,7 @@ def _answer(number: int) -> Headers:
 
 def plain(count: int) -> Chunks:
     """GET, one of 500 paths with a query of its own; answers with a body."""
-    source = random.Random(1)
+    source = seeded(1)
     talk = Conversation()
     for number in range(count):
         path = f"/api/v1/items/{number % 500}?session={number * 7919:x}"
@@ -57,7 +56,7 @@ def plain(count: int) -> Chunks:
 
 def unary(count: int, concurrent: int = 1) -> Chunks:
     """gRPC unary calls with a fresh trace header, `concurrent` of them packed in each write."""
-    source = random.Random(2)
+    source = seeded(2)
     talk = Conversation()
     answer = [(":status", "200"), ("content-type", "application/grpc"), ("grpc-accept-encoding", "gzip")]
     for first in range(0, count, concurrent):

@@ -36,7 +36,7 @@ def test_requests_at_a_fixed_rate_equal_the_logs_of_each_side(tmp_path: Path, ng
                 f"-D{SECONDS}",
                 nginx.url(),
             ]
-            printed = subprocess.run([*load, nginx.url()], capture_output=True, text=True, check=True).stdout
+            printed = subprocess.run(load, capture_output=True, text=True, check=True).stdout
             requests = int(re.search(r"(\d+) succeeded", printed)[1])  # type: ignore[index]
             assert agent.stop() == 0, agent.text
         report = oap.stop()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,6 @@ import hyperframe.frame as hf
 from rover_plugin.access_log.model import Call, Completeness, Operation, Side
 
 if TYPE_CHECKING:
-    import random
     from collections.abc import Iterable
 
     from rover_plugin.access_log.model import Exchange
@@ -126,6 +126,11 @@ def post(path: str = "/", host: str = "example.test", **more: str) -> Headers:
 def grpc(path: str, host: str = "svc:50051", **more: str) -> Headers:
     """A gRPC request's fields."""
     return post(path, host, content_type="application/grpc", te="trailers", user_agent="grpc-test/1", **more)
+
+
+def seeded(seed: int) -> random.Random:
+    """Made-up data, the same each run."""
+    return random.Random(seed)
 
 
 def traceparent(random_source: random.Random) -> str:

@@ -24,20 +24,18 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Self
 
 import grpc
 
 from rover_plugin._generated.skywalking.ebpf import accesslog_pb2 as wire
 from rover_plugin._generated.skywalking.ebpf.profiling import Process_pb2 as process_wire
 from tests.support.oap_processes import ProcessTable
-from tests.support.oap_rules import KernelLog, Kubernetes, Outcome, ProtocolLog, Source, Stream
+from tests.support.oap_rules import Keep, KernelLog, Kubernetes, Outcome, ProtocolLog, Source, Stream
 from tests.support.oap_tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-Keep = Literal["all", "checks", "counts"]
 
 
 @dataclass(frozen=True)
@@ -244,7 +242,7 @@ class OapDouble:
     ) -> wire.EBPFAccessLogDownstream:
         self.tally.add(streams=1)
         self._admit(context, "collect")
-        stream = Stream(self._kubernetes, light=self._keep == "counts", now=self._now)
+        stream = Stream(self._kubernetes, keep=self._keep, now=self._now)
         taken = 0
         try:
             while True:

@@ -8,7 +8,7 @@ the validity rules and returns what the message became.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rover_plugin._generated.skywalking.common import Common_pb2 as common
 from rover_plugin._generated.skywalking.ebpf import accesslog_pb2 as wire
@@ -21,8 +21,12 @@ NAME_LIMIT = 70  # characters of a service or instance name
 ENDPOINT_LIMIT = 150
 MESSAGE_LIMIT = 1 << 20  # oap-contract K.8
 SECOND = 1_000_000_000
+FAR_SECONDS = 600
 
 SOURCE_SYSCALLS = {"read": wire.AccessLogKernelReadSyscall, "write": wire.AccessLogKernelWriteSyscall}
+
+
+Keep = Literal["all", "checks", "counts"]
 
 
 class KubernetesUnreachableError(Exception):
@@ -195,13 +199,13 @@ class Stream:
 
     Args:
         kubernetes: answers for `ip` addresses.
-        light: count only; logs, sources and anomalies stay empty.
+        keep: `all` fills everything; `checks` leaves logs and sources empty; `counts` the anomalies too.
         now: seconds since the epoch, for the anomaly "time far from now"; None switches that one off.
     """
 
-    def __init__(self, kubernetes: Kubernetes, *, light: bool = False, now: Callable[[], float] | None = None) -> None:
+    def __init__(self, kubernetes: Kubernetes, *, keep: Keep = "all", now: Callable[[], float] | None = None) -> None:
         self._kubernetes = kubernetes
-        self._light = light
+        self._keep = keep
         self._now = now
         self._first = True
         self._resolved: dict[bytes, Connection] = {}
@@ -218,7 +222,7 @@ class Stream:
         return outcome
 
     def _take(self, message: wire.EBPFAccessLogMessage, outcome: Outcome) -> None:
-        if not self._light:
+        if self._keep != "counts":
             outcome.anomalies += message_anomalies(message, first=self._first)
         if self._first or message.HasField("node"):
             self._first = False
@@ -232,7 +236,9 @@ class Stream:
             return
         outcome.accepted_kernel = kernel
         outcome.accepted_protocol = protocol
-        if not self._light:
+        if self._keep != "counts":
+            outcome.anomalies += self._time_anomalies(message)
+        if self._keep == "all":
             self._record(message, outcome)
 
     def _resolve(self, sent: wire.AccessLogConnection) -> Connection:
@@ -248,17 +254,23 @@ class Stream:
         for raw in message.kernelLogs:
             log = kernel_log(raw, self.connection, self.node, in_exchange=in_exchange)
             outcome.kernel_logs.append(log)
-            outcome.anomalies += self._time_anomalies(f"kernel log {log.operation}", log.start_ns)
             outcome.sources += kernel_sources(log)
         if in_exchange:
             exchange = protocol_log(message.protocolLog.http, self.connection, self.node, tuple(outcome.kernel_logs))
             outcome.protocol_logs.append(exchange)
-            outcome.anomalies += self._time_anomalies("http", exchange.start_ns)
             outcome.sources += protocol_sources(exchange)
 
-    def _time_anomalies(self, what: str, instant_ns: int) -> Iterator[str]:
-        if self._now is not None and abs(self._now() - instant_ns / SECOND) > 600:
-            yield f"{what}: time is more than 10 minutes from now"
+    def _time_anomalies(self, message: wire.EBPFAccessLogMessage) -> Iterator[str]:
+        if self._now is None:
+            return
+        now = int(self._now()) - self.node.boot_seconds
+        for log in message.kernelLogs:
+            operation = log.WhichOneof("operation")
+            if operation and abs(now - offset(getattr(log, operation).startTime) // SECOND) > FAR_SECONDS:
+                yield f"kernel log {operation}: time is more than 10 minutes from now"
+        http_start = offset(message.protocolLog.http.startTime) if message.HasField("protocolLog") else None
+        if http_start is not None and abs(now - http_start // SECOND) > FAR_SECONDS:
+            yield "http: time is more than 10 minutes from now"
 
 
 def node_of(sent: wire.EBPFAccessLogNodeInfo) -> Node:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fragments of EBPFAccessLogMessage: fields 3 and 4, to be concatenated with the connection (field 2).
 
-What goes into each field, and why, is oap-contract.md §A.4, A.5 and K. Memory: upb never frees strings that are assigned
+What goes into each field, and why, is oap-contract.md §A.4, A.5 and K. Memory: upb never frees strings that are given
 again on a live message, so only handles with nothing but numbers are kept; the HTTP log is a fresh message each time.
 """
 

@@ -9,9 +9,10 @@ JSON because the prefix is the opening of an object.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from rover_plugin.access_log.model import ResolvedConnection
+if TYPE_CHECKING:
+    from rover_plugin.access_log.model import ResolvedConnection
 
 
 class Output(Protocol):

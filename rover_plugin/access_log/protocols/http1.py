@@ -206,6 +206,7 @@ class Http1Analyzer:
                 return
             if half.side is Side.RESPONSE:
                 self._settle_cut_request()
+                exchange = half.exchange
                 self._pairing.lose_responses(_TRUNCATED, exchange)
         elif exchange is not None and exchange.method is None and self._begins_response(half, data, 0):
             self._end(half)
@@ -422,7 +423,7 @@ class Http1Analyzer:
         return exchange, method
 
     def _settle_cut_request(self) -> None:
-        """A response to a request whose header section is not over: the rest is lost, to be told later, or never sent."""
+        """Before a response: a header section that is not over lost its rest, to be told later, or never had one."""
         if self._request.state == _HEAD and not self._pairing.owed():
             self._lose(self._request, _TRUNCATED)
 

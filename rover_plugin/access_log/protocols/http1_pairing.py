@@ -48,6 +48,7 @@ class Pairing:
 
     __slots__ = (
         "_abandoned",
+        "_answer_lost",
         "_answered",
         "_discard",
         "_held",
@@ -57,7 +58,8 @@ class Pairing:
         "_pipelines",
         "_reply",
         "_reply_done",
-        "_response_lost",
+        "_requests_lost",
+        "_suspect",
         "_trial",
         "doubt",
         "errors",
@@ -79,10 +81,12 @@ class Pairing:
         self._abandoned = 0  # so many at the head of the queue have come out already, unanswered
         self._discard: Exchange | None = None  # the late response to one of those
         self._pipelines = False
-        self._response_lost: Completeness | None = None  # bytes of the queue's only response may be gone
         self._trial: list[Exchange] = []  # requests on trial
         self._reply: Exchange | None = None  # what seems to be the response to the first of them,
         self._reply_done = False  # and whether that is finished
+        self._requests_lost = False  # after the last request known
+        self._suspect = False  # two requests were outstanding, which losses may explain, or pipelining
+        self._answer_lost = False  # bytes of the only one's response may be gone
         self._held: deque[tuple[Exchange, int]] = deque()  # responses before their request, and when first read
         self._held_open: Exchange | None = None  # the last of them while it is under way
         self._last_ns: int | None = None  # when something last moved, known only after a while in doubt
@@ -111,12 +115,8 @@ class Pairing:
         if self._held and (early := self._early_response(exchange, call)) is not None:
             self._open_request = early
             return early
-        if queue and self._response_lost is not None:
-            # Either that answer is among the lost bytes, or this peer pipelines.
-            label = self._response_lost
-            self._abandon_queue(label)
-            self._begin_doubt(label)
         self._open_request = exchange
+        self._requests_lost = False
         if self.doubt is not None:
             self._begin_trial(exchange, self.doubt)
         elif len(queue) >= MAX_OUTSTANDING:
@@ -130,7 +130,13 @@ class Pairing:
     def _begin_trial(self, exchange: Exchange, doubt: Completeness) -> None:
         idle = self._last_ns is not None and exchange.start_ns - self._last_ns >= _IDLE_NS
         self._last_ns = exchange.start_ns
+        if self._answer_lost:  # either it is among the lost bytes, or this peer pipelines
+            self._part_trial()
+        if self._reply_done and self._suspect and self._reply is not None and self._reply.completeness is not _COMPLETE:
+            self._part_trial()  # in what was not seen of it, others may hide
+        self._suspect = self._suspect or bool(self._trial or self.queue)
         if self._reply_done:
+            self._suspect = False
             self._join_trial()
             self.doubt = None
             self.queue.append(exchange)
@@ -172,41 +178,52 @@ class Pairing:
 
     def owed(self) -> bool:
         """Whether the next response certainly answers a request that is known already."""
-        return bool(self.queue) and self._response_lost is None
+        return bool(self.queue)
 
     def begin_response(self, call: Call) -> tuple[Exchange, str | None]:
         """A final response began. Returns the exchange to fill, and the method of the request that it answers."""
         queue = self.queue
         if not queue:
             return self._begin_unusual_response(call)
-        exchange = queue.popleft()
+        exchange = queue[0]
+        if call.exit_ns < exchange.start_ns:
+            return self._unasked_response(call), None
+        queue.popleft()
         if self._abandoned:
             self._abandoned -= 1
             self._discard = exchange
-        if (queue or self._trial) and self._response_lost is None:
+        if queue or self._trial:
             waiting = queue[0] if queue else self._trial[0]
             if waiting.start_ns < (call.exit_ns if call.operation == Operation.READ else call.enter_ns):
                 self._pipelines = True
                 self._part_trial()
-        self._response_lost = None
         return exchange, exchange.method
 
-    def _begin_unusual_response(self, call: Call) -> tuple[Exchange, str | None]:
+    def _unasked_response(self, call: Call) -> Exchange:
+        """A response that had begun before any request known to be outstanding."""
         start_ns = call.exit_ns if call.operation == Operation.READ else call.enter_ns
-        response = Exchange(1, start_ns=start_ns, end_ns=call.exit_ns)
+        label = self.doubt or Completeness.LATE_JOIN
+        return Exchange(1, start_ns=start_ns, end_ns=call.exit_ns, completeness=label)
+
+    def _begin_unusual_response(self, call: Call) -> tuple[Exchange, str | None]:
+        response = self._unasked_response(call)
+        if self._trial and call.exit_ns < self._trial[0].start_ns:
+            return response, None
         if self.doubt is None:
+            response.completeness = _COMPLETE
             if len(self._held) >= _MAX_HELD_RESPONSES:
                 self._release_held(Completeness.LATE_JOIN)
             self._held.append((response, call.exit_ns))
             self._held_open = response
             return response, None
         if len(self._trial) == 1 and self._reply is None:
+            response.completeness = _COMPLETE
             self._reply = response
+            self._answer_lost = False
             return response, self._trial[0].method
         if self._trial:  # one response more than that, or several requests waiting for this one
             self._pipelines = True
             self._part_trial()
-        response.completeness = self.doubt
         return response, None
 
     def end_response(self, exchange: Exchange) -> None:
@@ -233,34 +250,28 @@ class Pairing:
 
     def lose_requests(self, label: Completeness) -> None:
         """An unknown number of requests went by unseen."""
-        if self._response_lost is not None:
-            self._abandon_queue(label)
         self._begin_doubt(label)
+        self._requests_lost = True
         if len(self._trial) > 1 or (self._trial and self._trial[0] is not self._open_request):
             self._part_trial()
         self._release_held(label)
 
     def lose_responses(self, label: Completeness, current: Exchange | None) -> None:
         """Bytes of responses went by unseen; `current` is the response they began in, if they did."""
-        queue = self.queue
-        if len(queue) + len(self._trial) > 1 or (queue and self.doubt is not None):
+        queue, trial = self.queue, self._trial
+        self._suspect = self._suspect or len(queue) + len(trial) > 1
+        if queue or len(trial) > 1 or (trial and current is not self._reply) or (trial and current is None):
             last = None
-            if not self._pipelines and len(queue) + len(self._trial) > 1:
-                if self._trial:
-                    last = self._trial.pop()
-                elif len(queue) > self._abandoned:
-                    last = queue.pop()
+            if not (self._pipelines or self._requests_lost) and (self._reply is None or current is self._reply):
+                last = trial.pop() if trial else queue.pop() if len(queue) > self._abandoned else None
+            if last is not None and last.completeness is _COMPLETE and len(queue) == self._abandoned and not trial:
+                last.completeness = label  # the only one outstanding: those bytes were for it
             self._abandon_queue(label)
             self._begin_doubt(label)
             self._part_trial()
             if last is not None:
                 self._trial.append(last)
-        elif queue:
-            if not self._abandoned:
-                queue[0].completeness = label
-            self._response_lost = label
-        elif current is None or current is not self._reply:
-            self._part_trial()
+                self._answer_lost = True
         self._release_held(label)
 
     # Time and the end
@@ -328,21 +339,16 @@ class Pairing:
             self._abandon(exchange, label)
         self.queue.clear()
         self._abandoned = 0
-        self._response_lost = None
 
     def _join_trial(self) -> None:
         """The request on trial and its response belong together."""
         if self._reply is not None:
             _join(self._trial[0], self._reply, into=self._trial[0])
             self.exchanges.append(self._trial[0])
-        self._trial = []
-        self._reply = None
-        self._reply_done = False
+        self._end_trial()
 
     def _part_trial(self) -> None:
         """The requests on trial and what seemed to be a response to them come out apart."""
-        if not self._trial:
-            return
         doubt = self.doubt or Completeness.GAP
         for exchange in self._trial:
             self._abandon(exchange, doubt)
@@ -352,9 +358,12 @@ class Pairing:
                 reply.completeness = doubt
             if self._reply_done:
                 self.exchanges.append(reply)
+        self._end_trial()
+
+    def _end_trial(self) -> None:
         self._trial = []
         self._reply = None
-        self._reply_done = False
+        self._reply_done = self._answer_lost = False
 
     def _release_held(self, label: Completeness) -> None:
         for response, _ in self._held:

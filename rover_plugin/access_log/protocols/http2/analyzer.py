@@ -443,7 +443,7 @@ class Http2Analyzer:
                         claimed = True
                     exchange.end_ns = max(exchange.end_ns, call.exit_ns)
                 if flags & 0x4:
-                    self._read_block(direction, stream, data[start:stop], flags & 0x1 != 0, False)  # noqa: FBT003 a hot call: keywords cost
+                    self._read_block(direction, stream, data[start:stop], flags & 0x1 != 0)
                 else:
                     self._begin_block(direction, stream, data[start:stop], ends=flags & 0x1 != 0, is_push=False)
             elif kind in {8, 6, 2}:  # WINDOW_UPDATE, PING, PRIORITY
@@ -616,7 +616,7 @@ class Http2Analyzer:
         stream.label = stream.label or label
 
     def _read_block(
-        self, direction: _Direction, stream: Stream | None, block: bytes, ends: bool, is_push: bool
+        self, direction: _Direction, stream: Stream | None, block: bytes, ends: bool, is_push: bool = False
     ) -> None:
         """Decodes a whole header block, which every block must be for the table's sake, and gives it to its stream."""
         decoder = direction.decoder

@@ -2,7 +2,7 @@
 """Output `console`: a line an exchange, for people; coloured where it is a terminal.
 
 ```
-04:56:05.123  nginx[812] server  GET /index.html  200  1.2 ms  in 0 B  out 612 B  127.0.0.1:80 ← curl[901] 127.0.0.1:5134
+04:56:05.123  nginx[812] server  GET /index.html  200  1.2 ms  in 0 B  out 612 B  127.0.0.1:80 ← curl[9] 127.0.0.1:5134
 ```
 """
 

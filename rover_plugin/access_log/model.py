@@ -74,6 +74,8 @@ class Call:
         syscall: index into `rover_plugin.capture.records.SYSCALL_NAMES`.
         size: bytes the call moved; 0 for connect, accept and close.
         success: for connect and close.
+        position: of its first byte in its direction's stream (32 bits, wrapping); -1 if not known.
+        opposite: position reached in the other direction's stream when the call returned; -1 if not known.
     """
 
     operation: Operation
@@ -82,6 +84,8 @@ class Call:
     exit_ns: int
     size: int = 0
     success: bool = True
+    position: int = -1
+    opposite: int = -1
 
 
 @dataclass(slots=True)

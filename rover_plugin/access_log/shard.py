@@ -115,7 +115,7 @@ class Shard:
                 offset,
                 captured,
                 position,
-                _,
+                opposite,
                 _,
             ) = CALL.unpack_from(data, start)
             if self._sequences.get(lane, 0) + 1 != sequence:
@@ -129,7 +129,7 @@ class Shard:
                 connection.owned = True
                 connection.tgid = tgid
             at = start + _CALL_SIZE
-            call = Call(_OPERATIONS[direction], call_class, enter_ns, exit_ns, size)
+            call = Call(_OPERATIONS[direction], call_class, enter_ns, exit_ns, size, True, position, opposite)  # noqa: FBT003 hot
             connection.receive(direction, call, position, offset, bytes(data[at : at + captured]))
             conversation = connection.conversation
             if conversation.exchanges:

@@ -59,7 +59,16 @@ class RedactingConversation(Conversation):
         if not isinstance(call, RecordedCall):  # one is, when it is taken up again after it had to wait
             out = bytearray(len(data))
             self._outs.append(out)
-            call = RecordedCall(call.operation, call.syscall, call.enter_ns, call.exit_ns, call.size, out=out)
+            call = RecordedCall(
+                call.operation,
+                call.syscall,
+                call.enter_ns,
+                call.exit_ns,
+                call.size,
+                position=call.position,
+                opposite=call.opposite,
+                out=out,
+            )
         super().receive(direction, call, data, unseen)
 
     def _http1(self) -> Analyzer:

@@ -8,7 +8,7 @@ import selectors
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -16,12 +16,13 @@ from rover_plugin.access_log.resolver import FOREVER_NS, Resolver
 from rover_plugin.errors import ModuleError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from rover_plugin.access_log.address_book import AddressBook
     from rover_plugin.access_log.outputs.base import Output
     from rover_plugin.discovery.table import Change
     from rover_plugin.telemetry.counters import Counters
+    from rover_plugin.telemetry.ledger import Ledger
 
 log = structlog.get_logger(__name__)
 
@@ -57,14 +58,24 @@ class Hub:
         self._complete = threading.Event()
         self._finishing = False
         self._selector = selectors.DefaultSelector()
-        for channel in channels:
-            self._selector.register(channel, selectors.EVENT_READ)
+        for number, channel in enumerate(channels):
+            self._selector.register(channel, selectors.EVENT_READ, number)
         self._thread = threading.Thread(target=self._run, name="access-log-hub", daemon=True)
 
     @property
-    def reports(self) -> dict[int, dict[str, Any]]:
-        """The latest report of each worker, by shard."""
-        return self._resolver.reports
+    def ledger(self) -> Ledger:
+        """Belongs to the hub's thread until `finish`; others read whole balances."""
+        return self._resolver.ledger
+
+    def settle_ledger(self, kernel_sequences: Mapping[int, int]) -> Ledger:
+        """Draws the last balance, once the hub has finished and the outputs are closed.
+
+        Args:
+            kernel_sequences: see `Ledger.settle_ring`.
+        """
+        self.ledger.settle_ring(kernel_sequences)
+        self.ledger.check(self._resolver.waiting_logs())
+        return self.ledger
 
     def start(self) -> None:
         """Starts the hub's thread."""
@@ -96,7 +107,7 @@ class Hub:
             while self._selector.get_map():
                 for key, _ in self._selector.select(_TICK_S):
                     self._take_processes()
-                    self._read(key.fileobj)  # type: ignore[arg-type]
+                    self._read(key.fileobj, key.data)  # type: ignore[arg-type]
                 now = time.monotonic()
                 if now >= next_tick:
                     next_tick = now + _TICK_S
@@ -110,7 +121,7 @@ class Hub:
             log.exception("hub_failed")
             self._fail(error)
 
-    def _read(self, channel: socket.socket) -> None:
+    def _read(self, channel: socket.socket, worker: int) -> None:
         for _ in range(64):
             try:
                 datagram = channel.recv(_DATAGRAM, socket.MSG_DONTWAIT)
@@ -123,7 +134,7 @@ class Hub:
                 if not self._finishing:
                     self._fail(ModuleError("an access log worker ended on its own", hint="its last words are above"))
                 return
-            self._resolver.take(datagram, time.monotonic_ns())
+            self._resolver.take(datagram, time.monotonic_ns(), worker)
 
     def _take_processes(self) -> None:
         while True:

@@ -21,6 +21,7 @@ MAX_DATAGRAM: Final = 60_000
 
 # kind, encoding index, kernel logs, protocol logs, length of the payload, connection id
 _ITEM: Final = Struct("<BBHIIQ")
+_MAX_PAYLOAD: Final = MAX_DATAGRAM - _ITEM.size
 # pid, network namespace, role, protocol, tls, ipv6, ports, addresses
 _CONNECTION: Final = Struct("<IIBBBBHH16s16s")
 
@@ -69,6 +70,9 @@ class LinkWriter:
     Args:
         channel: a non-blocking SOCK_SEQPACKET socket, or what behaves like one.
         queue_size: log messages that may wait; further ones are dropped and counted in `lost`.
+
+    Attributes:
+        lost: kernel and protocol logs dropped, by encoding index and reason.
     """
 
     def __init__(self, channel: Channel, queue_size: int) -> None:
@@ -79,7 +83,7 @@ class LinkWriter:
         self._messages = 0
         self._waiting: deque[tuple[bytes, int]] = deque()
         self.waiting_messages = 0
-        self.lost = {"kernel": 0, "protocol": 0}
+        self.lost: dict[tuple[int, str], list[int]] = {}
         self.broken = False
 
     def connection(self, connection: Connection, role: int, protocol: int, *, tls: bool) -> None:
@@ -102,9 +106,11 @@ class LinkWriter:
 
     def fragment(self, identity: int, encoding: int, kernel_logs: int, protocol_logs: int, payload: bytes) -> bool:
         """Hands on an encoder's fragment; False if it had to be dropped because the main process does not keep up."""
-        if self.waiting_messages >= self._queue_size or len(payload) > MAX_DATAGRAM:
-            self.lost["kernel"] += kernel_logs
-            self.lost["protocol"] += protocol_logs
+        if self.waiting_messages >= self._queue_size or len(payload) > _MAX_PAYLOAD:
+            reason = "message_too_large" if len(payload) > _MAX_PAYLOAD else "queue_full"
+            lost = self.lost.setdefault((encoding, reason), [0, 0])
+            lost[0] += kernel_logs
+            lost[1] += protocol_logs
             return False
         self._messages += 1
         header = _ITEM.pack(Item.FRAGMENT, encoding, kernel_logs, protocol_logs, len(payload), identity)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -94,7 +95,8 @@ class AccessLogModule:
             self._capture.stop()
         for worker in self._workers:
             worker.ask_to_finish()
-        if self._hub is not None and not self._hub.finish(_FINISH_S):
+        finished = self._hub is not None and self._hub.finish(_FINISH_S)
+        if not finished:
             log.warning("workers_slow_to_finish", seconds=_FINISH_S)
         for worker in self._workers:
             worker.wait(1.0)
@@ -102,24 +104,29 @@ class AccessLogModule:
             self._feed.close()
         for output in self._outputs:
             output.close(_OUTPUT_CLOSE_S)
-        self._say_totals()
+        self._say_totals(finished=finished)
         if self._capture is not None:
             self._capture.close()
 
-    def _say_totals(self) -> None:
+    def _say_totals(self, *, finished: bool) -> None:
         """One line at the end: what was read, and what became of it, by output, unit and reason."""
-        if self._context is None or self._hub is None or self._capture is None:
+        if self._hub is None or self._capture is None:
             return
-        totals: dict[str, int] = {}
-        for (name, labels), value in self._context.counters.snapshot().items():
-            if value and name in {"logs_exported", "logs_filtered", "logs_lost"}:
-                parts = dict(labels)
-                where = parts.get("output") or parts.get("encoding", "")
-                reason = f"_{parts['reason']}" if "reason" in parts else ""
-                totals[f"{where}_{parts['unit']}_{name.removeprefix('logs_')}{reason}"] = value
-        reports = self._hub.reports.values()
-        for name in ("records", "lost_ring", "held", "imbalance", "exchanges_out", "bookkeeping"):
-            totals[name] = sum(report[name] for report in reports)
+        ledger = self._hub.settle_ledger(self._capture.sequences()) if finished else self._hub.ledger
+        totals: Counter[str] = Counter()
+        for balance in ledger.balances:
+            prefix = f"{balance.output}_{balance.unit}"
+            totals[f"{prefix}_exported"] = balance.exported
+            for reason, count in balance.filtered.items():
+                totals[f"{prefix}_filtered_{reason}"] += count
+            for (_, reason), count in balance.lost.items():
+                totals[f"{prefix}_lost_{reason}"] += count
+            for reason, count in balance.unparsed.items():
+                totals[f"{prefix}_unparsed_{reason}"] += count
+        for name in ("records", "held", "exchanges_out", "bookkeeping", "evicted"):
+            totals[name] = sum(report[name] for report in ledger.reports.values())
+        totals["lost_ring"] = ledger.lost_ring()
+        totals["imbalance"] = ledger.imbalance()
         for statistic, value in self._capture.statistics().items():
             if value and statistic is not Statistic.RECORDS:
                 totals[f"kernel_{statistic.name.lower()}"] = value

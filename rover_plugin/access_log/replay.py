@@ -18,6 +18,7 @@ from rover_plugin.access_log.schedule import TICK_NS, Schedule
 from rover_plugin.access_log.shard import Shard
 from rover_plugin.access_log.worker import Outbox, WorkerOptions, shard_counts
 from rover_plugin.capture.recording import Batch, ClockSet, End, Processes, Statistics
+from rover_plugin.telemetry.ledger import Logs, standing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
     from rover_plugin.access_log.outputs.base import Output
     from rover_plugin.capture.recording import Block, RecordingHeader, RecordingReader
     from rover_plugin.telemetry.counters import Counters
+    from rover_plugin.telemetry.ledger import Standing
 
 
 class NoOutput:
     """An output that only counts what it is given."""
 
+    name = "none"
     encoding = "json"
 
     def __init__(self, counters: Counters) -> None:
@@ -44,6 +47,10 @@ class NoOutput:
         """Counts."""
         self._counters.add("logs_exported", kernel_logs, output="none", unit="kernel")
         self._counters.add("logs_exported", protocol_logs, output="none", unit="protocol")
+
+    def standing(self) -> Standing:
+        """Nothing is held."""
+        return standing(self._counters, self.name, Logs(0, 0))
 
     def tick(self) -> None:
         """Nothing is held."""
@@ -199,14 +206,14 @@ class Replay:
     def _sum_up(self) -> Summary:
         summary = Summary(recorded=self._recorded)
         for lane in self._lanes:
-            counts: dict[str, Any] = shard_counts(lane.number, lane.shard, lane.link)
+            counts: dict[str, Any] = shard_counts(lane.number, lane.shard, lane.outbox, lane.link)
             summary.records += counts["records"]
             summary.exchanges += counts["exchanges_out"]
             summary.lost_before += counts["lost_ring"]
             summary.bookkeeping += counts["bookkeeping"]
             summary.evicted += counts["evicted"]
             summary.gap_bytes += counts["gap_bytes"]
-            summary.lost += counts["lost_queue_kernel"]
+            summary.lost += sum(kernel for _, _, kernel, _ in counts["lost_queue"])
             summary.imbalance += counts["imbalance"]
             for sums, found in ((summary.unparsed, counts["unparsed"]), (summary.errors, counts["errors"])):
                 for reason, count in found.items():

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from rover_plugin.access_log.link import Item, read_connection, read_items
 from rover_plugin.discovery.table import Removed, Updated
+from rover_plugin.telemetry.ledger import HUB_FULL, Ledger, Logs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,7 +61,7 @@ class Resolver:
         watch, unwatch: tell the kernel side about a process.
 
     Attributes:
-        reports: the latest report of each worker, by shard.
+        ledger: what came over the links, and what became of it.
     """
 
     def __init__(
@@ -84,12 +85,13 @@ class Resolver:
         self._connections: dict[int, _Known] = {}
         self._waiting: deque[int] = deque()
         self._waiting_fragments = 0
-        self.reports: dict[int, dict[str, Any]] = {}
+        self.ledger = Ledger(encodings, outputs)
 
-    def take(self, datagram: bytes, now_ns: int) -> None:
+    def take(self, datagram: bytes, now_ns: int, worker: int = 0) -> None:
         """Takes one datagram of a worker's link."""
+        received = self.ledger.received(worker)
         for item in read_items(datagram):
-            self._take(*item, now_ns)
+            self._take(*item, now_ns, worker, received)
 
     def _take(
         self,
@@ -100,8 +102,13 @@ class Resolver:
         identity: int,
         payload: bytes,
         now_ns: int,
+        worker: int,
+        received: list[list[int]],
     ) -> None:
         if kind is Item.FRAGMENT:
+            counts = received[encoding]
+            counts[0] += kernel_logs
+            counts[1] += protocol_logs
             known = self._connections.get(identity)
             if known is None:
                 self._count_filtered("unknown_connection", kernel_logs, protocol_logs, encoding)
@@ -121,8 +128,7 @@ class Resolver:
                 if not known.waiting:
                     self._drop(known)
         else:
-            report = json.loads(payload)
-            self.reports[report["shard"]] = report
+            self.ledger.report(worker, json.loads(payload), self.waiting_logs())
 
     def _describe(self, identity: int, payload: bytes, now_ns: int) -> None:
         facts = read_connection(identity, payload)
@@ -162,10 +168,19 @@ class Resolver:
 
     def _hold(self, known: _Known, fragment: _Fragment) -> None:
         if self._waiting_fragments >= _MAX_WAITING:
-            self._count_lost("hub_full", fragment)
+            self._count_lost(HUB_FULL, fragment)
             return
         self._waiting_fragments += 1
         known.waiting.append(fragment)
+
+    def waiting_logs(self) -> list[Logs]:
+        """By encoding index, what waits for a name."""
+        sums = [[0, 0] for _ in self._takers]
+        for known in filter(None, map(self._connections.get, set(self._waiting))):
+            for fragment in known.waiting:
+                sums[fragment.encoding][0] += fragment.kernel_logs
+                sums[fragment.encoding][1] += fragment.protocol_logs
+        return [Logs(*both) for both in sums]
 
     def settle(self, now_ns: int) -> None:
         """Looks again at every connection that could not be named."""
@@ -223,11 +238,14 @@ class Resolver:
     # -- counting --
 
     def _count_filtered(self, reason: str, kernel_logs: int, protocol_logs: int, encoding: int) -> None:
-        for number, _ in self._takers[encoding]:
-            output = self._outputs[number].encoding
-            self._counters.add("logs_filtered", kernel_logs, reason=reason, unit="kernel", encoding=output)
-            self._counters.add("logs_filtered", protocol_logs, reason=reason, unit="protocol", encoding=output)
+        self._count("logs_filtered", reason, kernel_logs, protocol_logs, encoding)
 
     def _count_lost(self, reason: str, fragment: _Fragment) -> None:
-        self._counters.add("logs_lost", fragment.kernel_logs, output="hub", reason=reason, unit="kernel")
-        self._counters.add("logs_lost", fragment.protocol_logs, output="hub", reason=reason, unit="protocol")
+        self._count("logs_lost", reason, fragment.kernel_logs, fragment.protocol_logs, fragment.encoding)
+
+    def _count(self, counter: str, reason: str, kernel_logs: int, protocol_logs: int, encoding: int) -> None:
+        for _, output in self._takers[encoding]:
+            if kernel_logs:
+                self._counters.add(counter, kernel_logs, output=output.name, reason=reason, unit="kernel")
+            if protocol_logs:
+                self._counters.add(counter, protocol_logs, output=output.name, reason=reason, unit="protocol")

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 # Records taken from the ring at a time, so that what was found travels on while a burst lasts.
 _BATCH: Final = 2000
+# Calls that travel inside an exchange; 256 make 25 KB of JSON. Those beyond go alone.
+_CALLS_INSIDE: Final = 256
 _SEND_BUFFER: Final = 4 << 20
 _BUSY_WAIT_S: Final = 0.01
 _IDLE_WAIT_S: Final = 0.05
@@ -75,7 +77,11 @@ class Policies(Protocol):
 
 
 class Outbox:
-    """A shard's sink that encodes and hands on over the link."""
+    """A shard's sink that encodes and hands on over the link.
+
+    Attributes:
+        filtered: by encoding index and reason, exchanges of which an encoder makes no protocol log.
+    """
 
     def __init__(self, link: LinkWriter, policies: Policies, options: WorkerOptions) -> None:
         self._link = link
@@ -84,6 +90,7 @@ class Outbox:
             make_encoder(encoding, grpc_status_as_http=options.grpc_status_as_http) for encoding in options.encodings
         ]
         self._policy_state: dict[int, list[int]] = {}
+        self.filtered: list[dict[str, int]] = [{} for _ in options.encodings]
         self._template = None
         if options.path_templates:
             from rover_plugin.access_log.protocols.path_template import template  # noqa: PLC0415 optional
@@ -99,9 +106,16 @@ class Outbox:
         self._tell(connection)
         if self._template is not None and exchange.path is not None:
             exchange.path = self._template(exchange.path)
+        if len(exchange.calls) > _CALLS_INSIDE:
+            # A long transfer's calls, all in one message, would be more than a link or the backend takes.
+            surplus, exchange.calls[_CALLS_INSIDE:] = exchange.calls[_CALLS_INSIDE:], ()
+            self.calls(connection, surplus)
         for index, encoder in enumerate(self._encoders):
             fragment, protocol_logs = encoder.exchange(exchange)
             self._link.fragment(connection.id, index, len(exchange.calls), protocol_logs, fragment)
+            if not protocol_logs:
+                filtered = self.filtered[index]
+                filtered["no_status"] = filtered.get("no_status", 0) + 1
 
     def calls(self, connection: Connection, calls: list[Call]) -> None:
         """Encodes stand-alone calls for every output."""
@@ -196,7 +210,7 @@ class Worker:
     def _counts(self) -> dict[str, object]:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return {
-            **shard_counts(self._options.shard, self._shard, self._link),
+            **shard_counts(self._options.shard, self._shard, self._outbox, self._link),
             "ring_pending": self._ring.pending(),
             "ring_size": self._ring.size,
             "cpu_s": usage.ru_utime + usage.ru_stime,
@@ -204,8 +218,8 @@ class Worker:
         }
 
 
-def shard_counts(number: int, shard: Shard, link: LinkWriter) -> dict[str, object]:
-    """A worker's half of the loss ledger."""
+def shard_counts(number: int, shard: Shard, outbox: Outbox, link: LinkWriter) -> dict[str, object]:
+    """A worker's half of the loss ledger (see `telemetry.ledger`)."""
     return {
         "shard": number,
         "records": shard.records,
@@ -219,8 +233,8 @@ def shard_counts(number: int, shard: Shard, link: LinkWriter) -> dict[str, objec
         "imbalance": shard.imbalance,
         "evicted": shard.evicted,
         "gap_bytes": shard.open_gap_bytes(),
-        "lost_queue_kernel": link.lost["kernel"],
-        "lost_queue_protocol": link.lost["protocol"],
+        "filtered": outbox.filtered,
+        "lost_queue": [[encoding, reason, *both] for (encoding, reason), both in link.lost.items()],
         "connections": len(shard.connections),
     }
 

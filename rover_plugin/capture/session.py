@@ -105,6 +105,7 @@ class Capture:
         self._processes = Map(maps["processes"])
         self._connections = Map(maps["connections"])
         self._statistics = Map(maps["statistics"])
+        self._lanes = Map(maps["lanes"])
         classes = Map(maps["call_classes"])
         for number, kind in call_classes().items():
             classes.set(_U32.pack(number), bytes([kind]))
@@ -160,6 +161,14 @@ class Capture:
             slots = self._statistics.get(_U32.pack(statistic)) or b""
             sums[statistic] = sum(struct.unpack(f"={len(slots) // 8}Q", slots))
         return sums
+
+    def sequences(self) -> dict[int, int]:
+        """Records made for each shard, put into its ring or not, modulo 2^32: its lanes' last sequence numbers."""
+        shards = self.options.shards
+        sums = dict.fromkeys(range(shards), 0)
+        for index in range(self._lanes.max_entries):
+            sums[index % shards] += _U32.unpack_from(self._lanes.get(_U32.pack(index)) or bytes(4))[0]
+        return {shard: total & 0xFFFFFFFF for shard, total in sums.items()}
 
     def stop(self) -> None:
         """Detaches the probes; what is in the rings can still be read."""

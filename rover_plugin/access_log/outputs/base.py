@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from rover_plugin.access_log.model import ResolvedConnection
+    from rover_plugin.telemetry.ledger import Standing
 
 
 class Output(Protocol):
     """Where finished messages go. Called from one thread only, except `shutdown`'s flush."""
 
+    name: str  # as in `access_log.outputs`, and in the label `output` of what it counts
     encoding: str  # "protobuf" or "json": which encoder's fragments it takes
 
     def connection_prefix(self, connection: ResolvedConnection) -> bytes:
@@ -30,6 +32,9 @@ class Output(Protocol):
         once as exported or lost(reason) through the counters `logs_exported` / `logs_lost` (labels: output, unit =
         kernel | protocol, reason).
         """
+
+    def standing(self) -> Standing:
+        """What became of the logs it was given, and what it holds, all at the same moment."""
 
     def tick(self) -> None:
         """Called at least every 100 ms; flushes by time."""

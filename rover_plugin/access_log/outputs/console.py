@@ -13,10 +13,12 @@ import sys
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from rover_plugin.access_log.outputs.lines import opening
+from rover_plugin.telemetry.ledger import Logs, standing
 
 if TYPE_CHECKING:
     from rover_plugin.access_log.model import ResolvedConnection
     from rover_plugin.telemetry.counters import Counters
+    from rover_plugin.telemetry.ledger import Standing
 
 _COLOURS: Final = {"dim": "2", "bold": "1", "green": "32", "yellow": "33", "red": "31", "cyan": "36"}
 _STATUS_COLOURS: Final = {1: "cyan", 2: "green", 3: "cyan", 4: "yellow", 5: "red"}
@@ -29,6 +31,7 @@ _HEADER: Final = (
 class ConsoleOutput:
     """Prints exchanges to standard output; calls that belong to no exchange are not shown."""
 
+    name = "console"
     encoding = "json"
 
     def __init__(self, counters: Counters, stream: IO[str] | None = None) -> None:
@@ -49,6 +52,10 @@ class ConsoleOutput:
         self._logs["protocol"] += protocol_logs
         if protocol_logs:
             self._lines.append(self._line(json.loads(message)))
+
+    def standing(self) -> Standing:
+        """What is not written yet is held."""
+        return standing(self._counters, self.name, Logs(self._logs["kernel"], self._logs["protocol"]))
 
     def tick(self) -> None:
         """Prints what has come."""

@@ -12,10 +12,12 @@ import structlog
 
 from rover_plugin.access_log.outputs.lines import opening
 from rover_plugin.errors import RoverError
+from rover_plugin.telemetry.ledger import Logs, standing
 
 if TYPE_CHECKING:
     from rover_plugin.access_log.model import ResolvedConnection
     from rover_plugin.telemetry.counters import Counters
+    from rover_plugin.telemetry.ledger import Standing
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +35,7 @@ class JsonLinesOutput:
         RoverError: the file cannot be opened.
     """
 
+    name = "jsonl"
     encoding = "json"
 
     def __init__(self, path: str, counters: Counters) -> None:
@@ -66,6 +69,10 @@ class JsonLinesOutput:
         self._protocol_logs += protocol_logs
         if self._size >= _BUFFER_BYTES:
             self.tick()
+
+    def standing(self) -> Standing:
+        """What is not written yet is held."""
+        return standing(self._counters, self.name, Logs(self._kernel_logs, self._protocol_logs))
 
     def tick(self) -> None:
         """Writes what is buffered."""

@@ -30,12 +30,14 @@ from rover_plugin.backend.grpc_over_h2 import MESSAGE_HEAD_BYTES, frame_message,
 from rover_plugin.backend.health import HINTS
 from rover_plugin.backend.node import ClockBase
 from rover_plugin.errors import BackendError, CallError
+from rover_plugin.telemetry.ledger import Logs, standing
 
 if TYPE_CHECKING:
     from rover_plugin.access_log.model import ResolvedConnection
     from rover_plugin.backend.module import CoreModule
     from rover_plugin.settings import Settings
     from rover_plugin.telemetry.counters import Counters
+    from rover_plugin.telemetry.ledger import Standing
 
 log = structlog.get_logger(__name__)
 
@@ -69,6 +71,7 @@ class SkyWalkingOutput:
         clock_offset_ns: nanoseconds that encoders have already added to CLOCK_MONOTONIC (see `ClockBase.for_offset`).
     """
 
+    name = "skywalking"
     encoding = "protobuf"
 
     def __init__(self, settings: Settings, core: CoreModule, counters: Counters, *, clock_offset_ns: int = 0) -> None:
@@ -122,6 +125,13 @@ class SkyWalkingOutput:
         batch.protocol_logs += protocol_logs
         if batch.kernel_logs + batch.protocol_logs >= self._most_logs or len(batch.body) >= self._most_batch_bytes:
             self._seal()
+
+    def standing(self) -> Standing:
+        """What waits in the open batch, in the spool and for an answer is held."""
+        with self._changed:
+            held = [self._batch, *self._spool, *self._sending]
+            logs = Logs(sum(batch.kernel_logs for batch in held), sum(batch.protocol_logs for batch in held))
+            return standing(self._counters, self.name, logs)
 
     def tick(self) -> None:
         """Closes the open batch each flush period."""

@@ -127,6 +127,9 @@ class AccessLogModule:
             totals[name] = sum(report[name] for report in ledger.reports.values())
         totals["lost_ring"] = ledger.lost_ring()
         totals["imbalance"] = ledger.imbalance()
+        totals["ring_most_pending"] = max(
+            (report["ring_most_pending"] for report in ledger.reports.values()), default=0
+        )
         for statistic, value in self._capture.statistics().items():
             if value and statistic is not Statistic.RECORDS:
                 totals[f"kernel_{statistic.name.lower()}"] = value

@@ -212,6 +212,7 @@ class Worker:
         return {
             **shard_counts(self._options.shard, self._shard, self._outbox, self._link),
             "ring_pending": self._ring.pending(),
+            "ring_most_pending": self._ring.most_pending,
             "ring_size": self._ring.size,
             "cpu_s": usage.ru_utime + usage.ru_stime,
             "max_rss_bytes": usage.ru_maxrss * 1024,

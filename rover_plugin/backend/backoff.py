@@ -26,9 +26,9 @@ class Backoff:
         self._random = random.Random(seed)  # noqa: S311 spreads agents out, guards nothing
         self.failures = 0
 
-    def next(self) -> float:
-        """Notes a failure; returns seconds to wait."""
-        span = min(self._most_s, self._first_s * 2**self.failures)
+    def next(self, most_s: float | None = None) -> float:
+        """Notes a failure; returns seconds to wait. `most_s` bounds this one delay further."""
+        span = min(self._most_s, self._first_s * 2**self.failures, self._most_s if most_s is None else most_s)
         self.failures = min(self.failures + 1, 30)
         return self._random.uniform(span / 2, span)
 

@@ -76,7 +76,9 @@ def compile_and_load(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]
     try:
         module = bcc.BPF(text=request["source"], cflags=flags)
     except Exception as error:
-        raise CaptureError("the BPF source does not compile on this kernel", hint="report it with this log") from error
+        raise CaptureError(
+            "the BPF source does not compile on this kernel", hint="report it with the log above"
+        ) from error
     maps = {name: module[name].map_fd for name in request["maps"]}
     programs = {}
     for name in request["programs"]:
@@ -87,7 +89,9 @@ def compile_and_load(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]
                 raise PrivilegeError(
                     "not allowed to load BPF", hint="run as root, or with CAP_BPF and CAP_PERFMON"
                 ) from error
-            raise CaptureError(f"the kernel refuses the BPF program {name}", hint="report it with this log") from error
+            raise CaptureError(
+                f"the kernel refuses the BPF program {name}", hint="report it with the log above"
+            ) from error
     descriptors = [*maps.values(), *programs.values()]
     # bcc closes its descriptors when the object goes; it must live until they are sent.
     request["keep"] = module

@@ -13,6 +13,8 @@ import tempfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import structlog
+
 from rover_plugin.capture.bpf import attach_raw_tracepoint
 from rover_plugin.capture.source import read_source
 from rover_plugin.data import data_path
@@ -20,6 +22,8 @@ from rover_plugin.errors import CaptureError, PrivilegeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+log = structlog.get_logger(__name__)
 
 _MAP = re.compile(r"^BPF_(?:(?:PERCPU_|PROG_)?ARRAY|HASH|RINGBUF_OUTPUT)\((\w+),", re.MULTILINE)
 _TABLE = re.compile(r"^BPF_TABLE\([^;]*?,\s*(\w+),\s*\w+\);", re.MULTILINE)
@@ -99,12 +103,12 @@ def _beyond(name: str, shards: int) -> bool:
 def _build(request: dict[str, object]) -> LoadedProgram:
     ours, theirs = socket.socketpair()
     # A file and not a pipe: nobody reads the compiler's words while it speaks.
-    with ours, theirs, tempfile.TemporaryFile() as log:
+    with ours, theirs, tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "rover_plugin.capture.build", str(theirs.fileno())],
             stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
+            stdout=output,
+            stderr=output,
             pass_fds=(theirs.fileno(),),
         )
         theirs.close()
@@ -114,14 +118,16 @@ def _build(request: dict[str, object]) -> LoadedProgram:
                 process.stdin.write(json.dumps(request).encode())
                 process.stdin.close()
             received, descriptors = _receive(ours, process)
-        log.seek(0)
-        words = log.read().decode(errors="replace")
+        output.seek(0)
+        words = output.read().decode(errors="replace")
+    answer = json.loads(received or "{}")
+    if words and "maps" not in answer:
+        log.error("bpf_build_log", text=words)
     if not received:
-        raise CaptureError("the BPF build process ended without an answer", hint="report it with this log", log=words)
-    answer = json.loads(received)
+        raise CaptureError("the BPF build process ended without an answer", hint="report it with the log above")
     if "error" in answer:
         kind = PrivilegeError if answer["privilege"] else CaptureError
-        raise kind(answer["error"], hint=answer["hint"], cause=answer["cause"], log=words)
+        raise kind(answer["error"], hint=answer["hint"], cause=answer["cause"])
     maps = dict(zip(answer["maps"], descriptors, strict=False))
     programs = dict(zip(answer["programs"], descriptors[len(maps) :], strict=True))
     return LoadedProgram(maps, programs)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.agent import Agent, oap_settings
+from tests.support.agent import Agent, oap_settings, only_with
 from tests.support.oap_process import OapProcess
 from tests.support.servers import Nginx, tool
 
@@ -25,7 +25,7 @@ RATE = 5000
 @pytest.mark.timeout(240)
 def test_requests_at_a_fixed_rate_equal_the_logs_of_each_side(tmp_path: Path, nginx: Nginx) -> None:
     with OapProcess(tmp_path, "--keep", "counts") as oap:
-        settings = (*oap_settings(oap.address), "access_log.flush.period=1s")
+        settings = (*oap_settings(oap.address), "access_log.flush.period=1s", only_with(nginx.port))
         with Agent(tmp_path, "skywalking", *settings) as agent:
             load = [
                 tool("h2load"),

@@ -136,6 +136,11 @@ def oap_settings(address: str) -> tuple[str, ...]:
     return (f"core.backend.addr={address}", "process_discovery.local.exclude=cmdline~=tests.support.oap")
 
 
+def only_with(port: int) -> str:
+    """The setting that watches only the server on `port`, and clients that are told its URL: counts must be exact."""
+    return f"process_discovery.local.include=port={port},cmdline~=:{port}/"
+
+
 def needs_bpf() -> str:
     """Why BPF tests cannot run here, or an empty string."""
     if os.geteuid() != 0:

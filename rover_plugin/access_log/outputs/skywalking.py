@@ -248,7 +248,7 @@ class SkyWalkingOutput:
         status = error.status if isinstance(error, CallError) else ""
         if status == "DEADLINE_EXCEEDED":
             self._call_messages = max(1, self._call_messages // 2)
-        self._not_before = time.monotonic() + (REFUSED_S if status in HINTS else 0) + self._backoff.next()
+        self._not_before = time.monotonic() + (REFUSED_S if status in HINTS else 0) + self._delay_s(status)
         unconfirmed = []
         begins = 0
         for batch in batches:
@@ -276,8 +276,12 @@ class SkyWalkingOutput:
             return
         try:
             self._bulk.watch()
-        except BackendError:
-            self._not_before = time.monotonic() + self._backoff.next()
+        except CallError as error:
+            self._not_before = time.monotonic() + self._delay_s(error.status)
+
+    def _delay_s(self, status: str) -> float:
+        """Knocking at a closed door costs nobody anything, so a backend that is away is found within a flush period."""
+        return self._backoff.next(self._period_s if status == "UNAVAILABLE" else None)
 
     # -- counting --
 

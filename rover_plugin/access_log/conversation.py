@@ -117,6 +117,13 @@ class Conversation:
         elif self._waiting and all(item[1] is None or item[1].exit_ns < before_ns for item in self._waiting):
             self._let_go()
 
+    def report_open(self, before_ns: int) -> None:
+        """Puts reports of the streams that are open since before `before_ns` into `exchanges`."""
+        # HTTP/1 messages have no life of their own: theirs is the connection's.
+        if isinstance(self._analyzer, Http2Analyzer):
+            self._analyzer.report_open(before_ns)
+            self._take(self._analyzer)
+
     def close(self, now_ns: int) -> None:
         """The connection ended: everything held comes out."""
         self._let_go()

@@ -64,6 +64,7 @@ class Completeness(StrEnum):
     GAP = "gap"  # records of this exchange were lost
     LATE_JOIN = "late_join"  # the agent came after the connection began, and a field depends on what it missed
     NO_RESPONSE = "no_response"  # connection closed, stream reset or time-out before a response
+    OPEN = "open"  # a report of a stream that goes on: it comes again, at the latest at its end
 
 
 @dataclass(slots=True)

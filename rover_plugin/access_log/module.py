@@ -164,6 +164,7 @@ def _worker_options(settings: Settings, shard: int, encodings: tuple[str, ...]) 
         exchange_timeout_s=settings.seconds("access_log.exchange.timeout"),
         grpc_status_as_http=settings.flag("access_log.grpc_status_mapping"),
         path_templates=settings.flag("access_log.path_templates"),
+        open_report_s=settings.seconds("access_log.exchange.open_report_period"),
     )
 
 

@@ -38,6 +38,7 @@ def analysis_options(settings: Settings) -> AnalysisOptions:
         exchange_timeout_s=settings.seconds("access_log.exchange.timeout"),
         grpc_status_as_http=settings.flag("access_log.grpc_status_mapping"),
         path_templates=settings.flag("access_log.path_templates"),
+        open_report_s=settings.seconds("access_log.exchange.open_report_period"),
     )
 
 

@@ -120,7 +120,7 @@ class _Lane:
         self.link = LinkWriter(_DirectChannel(replay), options.queue_size)
         self.outbox = Outbox(self.link, _NoPolicies(), options)
         self.shard = Shard(self.outbox, options.max_connections)
-        self.schedule = Schedule(self.shard, options.exchange_timeout_s)
+        self.schedule = Schedule(self.shard, options.exchange_timeout_s, options.open_report_s)
 
 
 class Replay:
@@ -152,6 +152,7 @@ class Replay:
                     exchange_timeout_s=options.exchange_timeout_s,
                     grpc_status_as_http=options.grpc_status_as_http,
                     path_templates=options.path_templates,
+                    open_report_s=options.open_report_s,
                 ),
             )
             for shard in range(header.shards)

@@ -19,13 +19,15 @@ class Schedule:
     Args:
         shard: whose time this is.
         exchange_timeout_s: a request unanswered for so long is let go.
+        open_report_s: a stream that stays open is reported each time this has passed.
     """
 
-    def __init__(self, shard: Shard, exchange_timeout_s: float) -> None:
+    def __init__(self, shard: Shard, exchange_timeout_s: float, open_report_s: float = 60.0) -> None:
         self._shard = shard
         self._timeout_ns = int(exchange_timeout_s * 1e9)
         self._expiry_ns = max(self._timeout_ns // 4, _SHORTEST_EXPIRY_NS)
-        self._next_tick = self._next_expiry = self._next_report = 0
+        self._open_report_ns = int(open_report_s * 1e9)
+        self._next_tick = self._next_expiry = self._next_report = self._next_open_report = 0
 
     def pass_time(self, now_ns: int) -> bool:
         """To be called after each batch of records; does what is due, and returns whether a report is."""
@@ -36,6 +38,9 @@ class Schedule:
         if now_ns >= self._next_expiry:
             self._next_expiry = now_ns + self._expiry_ns
             self._shard.expire(now_ns - self._timeout_ns)
+        if now_ns >= self._next_open_report:
+            self._next_open_report = now_ns + self._open_report_ns
+            self._shard.report_open(now_ns - self._open_report_ns)
         if now_ns < self._next_report:
             return False
         self._next_report = now_ns + _REPORT_NS

@@ -64,7 +64,7 @@ class Shard:
     Attributes:
         records: records read.
         lost: records missing, by gaps in the lanes' sequence numbers.
-        calls_out, exchanges_out: handed to the sink.
+        calls_out, exchanges_out: handed to the sink; reports of open streams count as exchanges here.
         bookkeeping: records that are no kernel log.
         unparsed: records or bytes that could not be used, by reason.
         imbalance: calls that ended connections swallowed or gave out twice; anything but 0 is a bug.
@@ -285,6 +285,12 @@ class Shard:
             if connection.conversation.loose:
                 self._with_loose[connection] = None
             self._collect_errors(connection)
+
+    def report_open(self, before_ns: int) -> None:
+        """Reports the streams that are open since before `before_ns`; walks all connections."""
+        for connection in list(self.connections.values()):
+            connection.conversation.report_open(before_ns)
+            self._exchanges(connection)
 
     def finish(self, now_ns: int) -> None:
         """The agent stops: everything open comes out."""

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from rover_plugin.access_log.encoders import make_encoder
 from rover_plugin.access_log.link import PROTOCOLS, ROLES, LinkWriter
+from rover_plugin.access_log.model import Completeness
 from rover_plugin.access_log.schedule import Schedule
 from rover_plugin.access_log.shard import Shard
 from rover_plugin.capture.bpf import Map
@@ -57,6 +58,7 @@ class WorkerOptions:
         queue_size: log messages that may wait for the main process.
         max_connections: of this shard.
         exchange_timeout_s: a request unanswered for so long is let go.
+        open_report_s: a stream that stays open is reported each time this has passed.
         grpc_status_as_http: see `ProtobufEncoder`.
     """
 
@@ -67,6 +69,7 @@ class WorkerOptions:
     exchange_timeout_s: float
     grpc_status_as_http: bool
     path_templates: bool = False
+    open_report_s: float = 60.0
 
 
 class Policies(Protocol):
@@ -112,10 +115,12 @@ class Outbox:
             self.calls(connection, surplus)
         for index, encoder in enumerate(self._encoders):
             fragment, protocol_logs = encoder.exchange(exchange)
-            self._link.fragment(connection.id, index, len(exchange.calls), protocol_logs, fragment)
+            if fragment:
+                self._link.fragment(connection.id, index, len(exchange.calls), protocol_logs, fragment)
             if not protocol_logs:
+                reason = "still_open" if exchange.completeness is Completeness.OPEN else "no_status"
                 filtered = self.filtered[index]
-                filtered["no_status"] = filtered.get("no_status", 0) + 1
+                filtered[reason] = filtered.get(reason, 0) + 1
 
     def calls(self, connection: Connection, calls: list[Call]) -> None:
         """Encodes stand-alone calls for every output."""
@@ -176,7 +181,7 @@ class Worker:
     def run(self) -> None:
         """Works until the main process closes the link; then reads the ring to its end and hands everything on."""
         shard, ring, link = self._shard, self._ring, self._link
-        schedule = Schedule(shard, self._options.exchange_timeout_s)
+        schedule = Schedule(shard, self._options.exchange_timeout_s, self._options.open_report_s)
         self._outbox.set_clock(clock_offset_ns())
         ring.also_wait_for(self._channel.fileno())
         while True:

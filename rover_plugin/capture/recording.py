@@ -60,6 +60,7 @@ class AnalysisOptions:
     exchange_timeout_s: float = 60.0
     grpc_status_as_http: bool = True
     path_templates: bool = False
+    open_report_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)

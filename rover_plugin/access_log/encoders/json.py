@@ -11,6 +11,7 @@ import time
 from json.encoder import encode_basestring_ascii as quote
 from typing import TYPE_CHECKING
 
+from rover_plugin.access_log import grpc_status
 from rover_plugin.capture.records import CALL_NAMES
 
 if TYPE_CHECKING:
@@ -67,7 +68,9 @@ class JsonEncoder:
         if exchange.version == 2:
             text += f'"stream":{exchange.stream_id if exchange.stream_id is not None else "null"},'
             if exchange.grpc_status is not None:
-                text += f'"grpc_status":{exchange.grpc_status},"grpc_message":{_optional(exchange.grpc_message)},'
+                status = exchange.grpc_status
+                text += f'"grpc_status":{status},"grpc_status_name":"{grpc_status.name(status)}",'
+                text += f'"grpc_message":{_optional(exchange.grpc_message)},'
         if exchange.trace is not None:
             trace = exchange.trace
             text += (

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from rover_plugin._generated.skywalking.ebpf import accesslog_pb2 as pb
-from rover_plugin.access_log.model import Operation
+from rover_plugin.access_log.grpc_status import as_http
+from rover_plugin.access_log.model import Completeness, Operation
 from rover_plugin.capture.records import CallClass
 
 if TYPE_CHECKING:
@@ -45,9 +46,6 @@ _METHODS: Final = {
     "UNBIND": pb.Delete,
     "UNLINK": pb.Delete,
 }
-
-# gRPC status to HTTP status, as the code definitions of google.rpc.Code give it.
-GRPC_TO_HTTP: Final = (200, 499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401)
 
 _READ_SYSCALLS: Final = {
     CallClass.READ: pb.Read,
@@ -84,7 +82,7 @@ class ProtobufEncoder:
     """Encodes for the `skywalking` output.
 
     Args:
-        grpc_status_as_http: send a gRPC status other than OK as the HTTP status it maps to (`GRPC_TO_HTTP`), since the
+        grpc_status_as_http: send a gRPC status other than OK as the HTTP status it maps to (`grpc_status`), since the
             backend knows no other and HTTP says 200 for almost every failed gRPC call.
     """
 
@@ -102,9 +100,13 @@ class ProtobufEncoder:
         """Nothing to do: the wire carries CLOCK_MONOTONIC, and `node` carries its base."""
 
     def exchange(self, exchange: Exchange) -> tuple[bytes, int]:
-        """Kernel logs and the HTTP log. Without a status there is no HTTP log: the OAP would count it as success."""
+        """Kernel logs and the HTTP log.
+
+        Without a status there is no HTTP log: the OAP would count it as success. Nor is there one in a report of an
+        open stream: the OAP would count it as a request of its own.
+        """
         parts = [self._call(call) for call in exchange.calls]
-        if exchange.status is None:
+        if exchange.status is None or exchange.completeness is Completeness.OPEN:
             return b"".join(parts), 0
         logs = pb.AccessLogProtocolLogs()
         http = logs.http
@@ -142,7 +144,7 @@ class ProtobufEncoder:
     def _status(self, status: int, grpc_status: int | None) -> int:
         if not grpc_status or not self._grpc_status_as_http:
             return status
-        return GRPC_TO_HTTP[grpc_status] if 0 <= grpc_status < len(GRPC_TO_HTTP) else 500
+        return as_http(grpc_status)
 
     def _call(self, call: Call) -> bytes:
         operation = call.operation

@@ -84,8 +84,9 @@ class ConsoleOutput:
     def _line(self, item: dict[str, Any]) -> str:
         status = item["status"]
         shown_status = str(status) if status is not None else "-"
-        if item.get("grpc_status") is not None:
-            shown_status = f"{shown_status}/{item['grpc_status']}"
+        # HTTP says 200 for almost every gRPC call that failed.
+        failed = bool(item.get("grpc_status"))
+        status_colour = "red" if failed else _STATUS_COLOURS.get((status or 0) // 100, "dim")
         arrow = {"client": "→", "server": "←"}.get(item["role"], "-")
         label = item["completeness"]
         parts = [
@@ -94,7 +95,7 @@ class ConsoleOutput:
             f"{item['role']:<6}",
             f"{item['method'] or '?':<7}",
             f"{_printable(item['path'] or '?'):<32}",
-            self._paint(_STATUS_COLOURS.get((status or 0) // 100, "dim"), f"{shown_status:>6}"),
+            self._paint(status_colour, f"{shown_status:>6}"),
             f"{_duration(item['end_ns'] - item['start_ns']):>10}",
             f"{_size(item['request_header_bytes'] + item['request_body_bytes']):>9}",
             f"{_size(item['response_header_bytes'] + item['response_body_bytes']):>9} ",
@@ -104,6 +105,9 @@ class ConsoleOutput:
             parts.append(_name(item["remote"]))
         if item["protocol"] == "http/2":
             parts.append(self._paint("dim", f"h2#{item['stream']}"))
+        if failed:
+            message = f": {_printable(item['grpc_message'])}" if item["grpc_message"] else ""
+            parts.append(self._paint("red", item["grpc_status_name"] + message))
         if label != "complete":
             parts.append(self._paint("yellow", label))
         return " ".join(parts)

@@ -13,6 +13,9 @@ What a direction can be doing when a call arrives:
 Sizes: header bytes are header block fragments, HEADERS and CONTINUATION, of head and trailers (not of interim
 responses), without padding and priority fields. Body bytes are DATA payload without padding.
 
+At most `MAX_CALLS` calls belong to an exchange or to one report of it; the further ones are `loose`, the times and
+sizes go on.
+
 An exchange ends when both sides have ended the stream, at RST_STREAM, or when the server's GOAWAY disowns it. A stream
 reset, or cut by the connection's end, after its response began keeps the label of what was seen of it.
 """
@@ -59,7 +62,7 @@ MAX_FUTILE: Final = 32  # boundaries believed in vain, with no new request betwe
 MAX_CLOSED: Final = 1024
 LARGEST_SOUGHT_FRAME: Final = 1 << 20  # a larger frame is not believed while looking for a boundary
 MAX_SETTINGS_SENT: Final = 64
-OPEN_REPORT_NS: Final = 60 * 10**9
+MAX_CALLS: Final = 512  # of one exchange
 _READ: Final = Operation.READ
 NEVER: Final = 1 << 32  # above every stream id
 
@@ -146,8 +149,6 @@ class Http2Analyzer:
         upgraded: the HTTP/1 request that became stream 1 by upgrade to h2c (RFC 7540 §3.2).
 
     Attributes:
-        open: copies of exchanges that are older than the `expire` limit and alive, to be shown as still open; without
-            calls and not final: the exchange itself comes out in `exchanges` at its end. The caller drains it.
         fields_known, fields_unknown: wanted fields decoded and fields unknown, counted in blocks decoded without the
             whole header table (after a late join or a loss): the recovery rate.
     """
@@ -155,7 +156,6 @@ class Http2Analyzer:
     def __init__(self, joined: bool, upgraded: Exchange | None = None) -> None:
         self.exchanges: list[Exchange] = []
         self.loose: list[Call] = []
-        self.open: list[Exchange] = []
         self.protocol = ProtocolName.HTTP2
         self.handover: Handover | None = None
         self.errors: dict[str, int] = {}
@@ -218,8 +218,7 @@ class Http2Analyzer:
         """Emits what has been idle since before `before_ns` and is not waiting for its peer's long answer.
 
         A stream without a response head comes out as NO_RESPONSE; one whose response has ended, or may have ended
-        among lost bytes, comes out as it is. A
-        stream that is alive, or idle in the middle of its response, stays and is reported in `open` once a minute.
+        among lost bytes, comes out as it is. A stream that is alive, or idle in the middle of its response, stays.
         """
         for stream in list(self._streams.values()):
             exchange = stream.exchange
@@ -228,11 +227,18 @@ class Http2Analyzer:
             idle = exchange.end_ns < before_ns
             if idle and (not stream.seen & RESPONSE_HEAD or stream.seen & _END_MAY_HAVE_PASSED):
                 self._finish(stream)
-            elif stream.report_ns <= before_ns:
-                stream.report_ns = before_ns + OPEN_REPORT_NS
-                self.open.append(replace(exchange, calls=[]))
-                self.loose += exchange.calls
-                exchange.calls.clear()
+
+    def report_open(self, before_ns: int) -> None:
+        """Puts a copy, labelled OPEN, of every exchange open since before `before_ns` into `exchanges`.
+
+        The copy takes the calls so far, since each comes out once; sizes and end are of the exchange so far.
+        """
+        for stream in self._streams.values():
+            exchange = stream.exchange
+            if exchange.start_ns >= before_ns:
+                break  # streams are in the order they began
+            self.exchanges.append(replace(exchange, completeness=Completeness.OPEN))
+            exchange.calls = []
 
     def close(self, now_ns: int) -> None:  # noqa: ARG002 - the seam has it; ends are the calls' times here
         """The connection ended: every open stream and every call kept back comes out."""
@@ -335,11 +341,19 @@ class Http2Analyzer:
             self._requests_from = 0
 
     def _settle_pending(self, direction: _Direction, data: bytes, origin: Call) -> None:
-        """Gives calls with the first bytes of a frame header to the stream of that frame."""
+        """Gives calls with the first bytes of a frame header to the stream of that frame, if `_walk` will take it."""
         head, _, stream_id = _unpack_header(data)
-        stream = self._stream_of(direction, head & 0xFF, stream_id, origin)
-        target = stream.exchange.calls if stream is not None else self.loose
-        target += direction.pending
+        kind, length = head & 0xFF, head >> 8
+        stream = None
+        in_order = (direction.block is not None) is (kind == frames.CONTINUATION)
+        sound = head <= direction.max_head and frames.is_sound(kind, length, stream_id & frames.STREAM_ID_MASK)
+        if in_order and sound and (kind == frames.DATA or length <= MAX_HEADER_BLOCK - frames.FRAME_HEADER_SIZE):
+            stream = self._stream_of(direction, kind, stream_id, origin)
+        if stream is None:
+            self.loose += direction.pending
+        else:
+            for call in direction.pending:
+                self._add_call(stream.exchange, call)
         direction.pending.clear()
 
     def _stream_of(self, direction: _Direction, kind: int, stream_id: int, origin: Call) -> Stream | None:
@@ -355,9 +369,16 @@ class Http2Analyzer:
         if stream is None or stream.seen & DONE:
             return claimed
         if not claimed:
-            stream.exchange.calls.append(call)
+            self._add_call(stream.exchange, call)
         stream.exchange.end_ns = max(stream.exchange.end_ns, call.exit_ns)
         return True
+
+    def _add_call(self, exchange: Exchange, call: Call) -> None:
+        calls = exchange.calls
+        if len(calls) < MAX_CALLS:
+            calls.append(call)
+        else:
+            self.loose.append(call)
 
     def _pass_left(self, direction: _Direction, call: Call | None, size: int, *, claimed: bool) -> bool:
         """Counts down a payload nobody needs; at its end, END_STREAM takes effect."""
@@ -410,8 +431,11 @@ class Http2Analyzer:
                 if stream is not None:
                     exchange = stream.exchange
                     if not claimed:
-                        exchange.calls.append(call)
                         claimed = True
+                        if len(exchange.calls) < MAX_CALLS:
+                            exchange.calls.append(call)
+                        else:
+                            self.loose.append(call)
                     exchange.end_ns = max(exchange.end_ns, call.exit_ns)
                     if is_request:
                         exchange.request_body_bytes += body
@@ -425,10 +449,10 @@ class Http2Analyzer:
                     self._leave(direction, end - size, stream, pad, ends=flags & 0x1 != 0)
                     return claimed
             elif kind == 1:  # HEADERS
-                if end > size:
-                    break
                 if direction.block is not None or not stream_id:
                     return self._bad_frame(direction, data, at, "frame_order", claimed=claimed)
+                if end > size:
+                    break
                 if flags & 0x28:
                     start, stop = frames.content_range(kind, flags, data, start, end)
                 else:
@@ -439,8 +463,11 @@ class Http2Analyzer:
                 if stream is not None:
                     exchange = stream.exchange
                     if not claimed:
-                        exchange.calls.append(call)
                         claimed = True
+                        if len(exchange.calls) < MAX_CALLS:
+                            exchange.calls.append(call)
+                        else:
+                            self.loose.append(call)
                     exchange.end_ns = max(exchange.end_ns, call.exit_ns)
                 if flags & 0x4:
                     self._read_block(direction, stream, data[start:stop], flags & 0x1 != 0)
@@ -718,7 +745,7 @@ class Http2Analyzer:
         del self._streams[stream.id]
         exchange = stream.exchange
         label = stream.label
-        if label is None and seen & _BOTH_HEADS != _BOTH_HEADS:
+        if label is None and (seen & _BOTH_HEADS != _BOTH_HEADS or exchange.status is None):
             label = self._label_of_incomplete(seen)
         if label is not None:
             exchange.completeness = label
@@ -735,7 +762,9 @@ class Http2Analyzer:
         """The label of a stream of which a head is missing."""
         if not seen & REQUEST_HEAD:
             return self._request.label
-        return self._response.label if seen & RESPONSE_LOSS else Completeness.NO_RESPONSE
+        if seen & RESPONSE_LOSS:
+            return self._response.label
+        return None if seen & RESPONSE_HEAD else Completeness.NO_RESPONSE
 
     def _take_back(self, direction: _Direction, exchange: Exchange) -> None:
         """Bytes of a DATA frame that never came do not count."""

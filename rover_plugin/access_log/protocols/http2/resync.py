@@ -177,7 +177,7 @@ class FrameSeeker:
     def _scan(self, call_start: int) -> int:
         """Looks for new candidates in the bytes not looked at before, until one is believed: its start, or -1."""
         shift = self._tail_offset
-        stop = len(self._tail) - frames.FRAME_HEADER_SIZE + 1
+        stop = max(len(self._tail) - frames.FRAME_HEADER_SIZE + 1, 0)  # `find` counts a negative one from the end
         at = self._scanned - shift
         while len(self._candidates) < CANDIDATES and (at := self._tail.find(b"\0", at, stop)) >= 0:
             offset = at + shift

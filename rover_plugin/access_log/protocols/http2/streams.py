@@ -42,17 +42,15 @@ class Stream:
         exchange: what the log will get.
         seen: which parts went by (the bits above).
         label: what `exchange.completeness` becomes unless it stays COMPLETE.
-        report_ns: when a long-lived stream is next worth a report.
     """
 
-    __slots__ = ("exchange", "id", "label", "report_ns", "seen")
+    __slots__ = ("exchange", "id", "label", "seen")
 
     def __init__(self, stream_id: int, exchange: Exchange) -> None:
         self.id = stream_id
         self.exchange = exchange
         self.seen = 0
         self.label: Completeness | None = None
-        self.report_ns = 0
 
 
 def _text(value: bytes) -> str:

@@ -301,7 +301,7 @@ def _resplit(block: bytes, flags: int, stream_id: int, source: random.Random) ->
     if source.random() < 0.5:
         head_flags |= 0x20
         first = b"\x80\0\0\0\x10" + first
-    if source.random() < 0.5:
+    if first and source.random() < 0.5:  # hyperframe does not take a padded frame with nothing in it
         head_flags |= 0x8
         padding = source.randrange(256)
         first = bytes((padding,)) + first + bytes(padding)

@@ -88,7 +88,9 @@ def test_frames_that_say_nothing_to_the_log_are_passed_over_wherever_they_stand(
         + frame(PRIORITY, 0, 3, PRIORITY_FIELDS) + frame(0xA, 0, 0, b"\0\0alt") + frame(0x10, 0, 0, b"\0\0\0\1u=1")
         + frame(0xC, 0, 0, b"\0\1o") + frame(0xFA, 0xFF, 0x7FFFFFFF, b"unknown kinds are ignored")
     )  # fmt: skip
-    wire.up(noise, wire.request(1, post("/noise"), end=False), noise, data(1, b"a"), noise, data(1, b"b", end=True), noise)
+    wire.up(
+        noise, wire.request(1, post("/noise"), end=False), noise, data(1, b"a"), noise, data(1, b"b", end=True), noise
+    )
     wire.down(noise, wire.response(1, end=False), noise, data(1, b"c", end=True), noise)
     exchange = one(wire.finish())
     assert (exchange.path, exchange.request_body_bytes, exchange.response_body_bytes) == ("/noise", 2, 1)

@@ -38,9 +38,7 @@ def _cuts(script: list[tuple[Direction, bytes]]) -> list[list[tuple[Direction, b
     result = [script]
     for index, (direction, written) in enumerate(script):
         for at in range(1, len(written)):
-            result.append(
-                [*script[:index], (direction, written[:at]), (direction, written[at:]), *script[index + 1 :]]
-            )
+            result.append([*script[:index], (direction, written[:at]), (direction, written[at:]), *script[index + 1 :]])
     return result
 
 

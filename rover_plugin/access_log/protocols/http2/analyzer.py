@@ -664,7 +664,7 @@ class Http2Analyzer:
         else:
             take_response(stream, head, len(block))
         if unknown:
-            label_unknown(stream, fields, direction.label, is_request=direction.is_request or is_push)
+            label_unknown(stream, fields, direction.label, is_request=direction.is_request or is_push, ends=ends)
         if ends:
             self._end(direction, stream)
 

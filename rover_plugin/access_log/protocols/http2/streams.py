@@ -125,10 +125,11 @@ def take_response(stream: Stream, head: ResponseHead, size: int) -> None:
         exchange.grpc_message = message
 
 
-def label_unknown(stream: Stream, fields: Fields, label: Completeness, *, is_request: bool) -> None:
+def label_unknown(stream: Stream, fields: Fields, label: Completeness, *, is_request: bool, ends: bool) -> None:
     """After a block with unknown fields: labels the exchange if it misses one of them.
 
-    A trace context whose field name is unknown is known by the shape of its value only, so it is labelled, too.
+    A trace context whose field name is unknown is known by the shape of its value only, so it is labelled, too. What ends
+    the response of a POST may have said a gRPC status.
     """
     exchange = stream.exchange
     if is_request:
@@ -140,5 +141,8 @@ def label_unknown(stream: Stream, fields: Fields, label: Completeness, *, is_req
             missing = missing or exchange.trace is not None
     else:
         missing = exchange.status is None
+        if ends and exchange.method in {"POST", None}:
+            missing = missing or exchange.grpc_status is None
+            missing = missing or (exchange.grpc_status != 0 and exchange.grpc_message is None)
     if missing and stream.label is None:
         stream.label = label

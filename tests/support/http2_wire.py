@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -142,7 +143,7 @@ class Wire:
 def headers(stream_id: int, block: bytes, *, end: bool = True, cuts: tuple[int, ...] = ()) -> bytes:
     """HEADERS with CONTINUATION frames from the given offsets on."""
     edges = [0, *cuts, len(block)]
-    pieces = [block[start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
+    pieces = [block[start:stop] for start, stop in itertools.pairwise(edges)]
     out = []
     for number, piece in enumerate(pieces):
         flags = END_HEADERS * (number == len(pieces) - 1)

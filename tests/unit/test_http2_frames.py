@@ -84,7 +84,8 @@ def test_padded_headers_are_continued_unpadded() -> None:
 def test_frames_that_say_nothing_to_the_log_are_passed_over_wherever_they_stand() -> None:
     wire = Wire()
     noise = (
-        frame(PING, 0, 0, b"12345678") + frame(WINDOW_UPDATE, 0, 0, b"\0\0\0\1") + frame(WINDOW_UPDATE, 0, 1, b"\0\0\0\1")
+        frame(PING, 0, 0, b"12345678")
+        + frame(WINDOW_UPDATE, 0, 0, b"\0\0\0\1") + frame(WINDOW_UPDATE, 0, 1, b"\0\0\0\1")
         + frame(PRIORITY, 0, 3, PRIORITY_FIELDS) + frame(0xA, 0, 0, b"\0\0alt") + frame(0x10, 0, 0, b"\0\0\0\1u=1")
         + frame(0xC, 0, 0, b"\0\1o") + frame(0xFA, 0xFF, 0x7FFFFFFF, b"unknown kinds are ignored")
     )  # fmt: skip

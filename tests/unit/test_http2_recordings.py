@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recorded connections of real stacks (tests/data/http2), wherever calls cut them; hyperframe and hpack are the oracle."""
+"""Recorded connections of real stacks, wherever calls cut them; hyperframe and hpack are the oracle."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_every_byte_is_once_the_first_of_a_call(name: str) -> None:
         pieces = []
         for side, written in chunks:
             edges = [0, *range(first, len(written), SPACING), len(written)]
-            pieces += [(side, written[a:b]) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+            pieces += [(side, written[a:b]) for a, b in itertools.pairwise(edges) if b > a]
         assert [_said(exchange) for exchange in _run(pieces)] == [_said(exchange) for exchange in whole]
 
 

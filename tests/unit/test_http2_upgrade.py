@@ -35,11 +35,11 @@ def _run(script: list[tuple[Direction, bytes]], role: Role) -> tuple[Conversatio
 
 
 def _cuts(script: list[tuple[Direction, bytes]]) -> list[list[tuple[Direction, bytes]]]:
-    result = [script]
-    for index, (direction, written) in enumerate(script):
-        for at in range(1, len(written)):
-            result.append([*script[:index], (direction, written[:at]), (direction, written[at:]), *script[index + 1 :]])
-    return result
+    return [script] + [
+        [*script[:index], (direction, written[:at]), (direction, written[at:]), *script[index + 1 :]]
+        for index, (direction, written) in enumerate(script)
+        for at in range(1, len(written))
+    ]
 
 
 def _upgraded_script() -> list[tuple[Direction, bytes]]:

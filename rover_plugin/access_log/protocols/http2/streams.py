@@ -128,8 +128,8 @@ def take_response(stream: Stream, head: ResponseHead, size: int) -> None:
 def label_unknown(stream: Stream, fields: Fields, label: Completeness, *, is_request: bool, ends: bool) -> None:
     """After a block with unknown fields: labels the exchange if it misses one of them.
 
-    A trace context whose field name is unknown is known by the shape of its value only, so it is labelled, too. What ends
-    the response of a POST may have said a gRPC status.
+    A trace context whose field name is unknown is known by the shape of its value only, so it is labelled, too. What
+    ends the response of a POST may have said a gRPC status.
     """
     exchange = stream.exchange
     if is_request:

@@ -32,12 +32,17 @@ FRAMING_FIELDS = (
 
 @dataclass
 class Conversation:
-    """Feeds an analyser from a server's point of view: requests are read, responses written, a microsecond apart."""
+    """Feeds an analyser from a server's point of view: requests are read, responses written, a microsecond apart.
+
+    Calls carry stream positions as the kernel side tells them; both wrap soon.
+    """
 
     late_join: bool = False
     client: bool = False
     now_ns: int = 1_000_000
     given: list[Call] = field(default_factory=list)
+    positions: dict[Side, int] = field(default_factory=lambda: {REQUEST: 2**32 - 300, RESPONSE: 2**32 - 150})
+    lost: dict[Side, int] = field(default_factory=lambda: {REQUEST: 0, RESPONSE: 0})
 
     def __post_init__(self) -> None:
         self.analyzer = Http1Analyzer(late_join=self.late_join)
@@ -46,11 +51,33 @@ class Conversation:
         """A call of its own, one microsecond long."""
         operation = Operation.READ if (side is REQUEST) != self.client else Operation.WRITE
         self.now_ns += 2_000
-        call = Call(operation, 0, self.now_ns - 1_000, self.now_ns, size)
+        other = RESPONSE if side is REQUEST else REQUEST
+        call = Call(
+            operation,
+            0,
+            self.now_ns - 1_000,
+            self.now_ns,
+            size,
+            position=self.positions[side] % 2**32,
+            opposite=self.positions[other] % 2**32,
+        )
+        self.positions[side] += size
         self.given.append(call)
         return call
 
-    def feed(self, side: Side, data: bytes, unseen: int = 0) -> Call:
+    def lose(self, side: Side, size: int) -> None:
+        """Bytes that move without a record; told, as always, before the next bytes of that side, or at the end."""
+        self.now_ns += 2_000
+        self.positions[side] += size
+        self.lost[side] += size
+
+    def tell_lost(self, side: Side, *, size_known: bool = True) -> None:
+        if self.lost[side]:
+            self.analyzer.gap(side, self.lost[side] if size_known else -1)
+            self.lost[side] = 0
+
+    def feed(self, side: Side, data: bytes, unseen: int = 0, *, size_known: bool = True) -> Call:
+        self.tell_lost(side, size_known=size_known)
         call = self.call(side, len(data) + unseen)
         self.analyzer.receive(side, call, data, unseen)
         return call
@@ -63,6 +90,8 @@ class Conversation:
 
     def close(self) -> list[Exchange]:
         """Ends the connection, checks that every call came out exactly once, and returns all exchanges."""
+        for side in (REQUEST, RESPONSE):
+            self.tell_lost(side)
         self.analyzer.close(self.now_ns)
         check_calls(self.analyzer, self.given)
         return self.analyzer.exchanges

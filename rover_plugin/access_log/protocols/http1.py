@@ -83,7 +83,7 @@ _COUNTED = frozenset((_LENGTH, _CHUNK_DATA, _CHUNK_END))
 class _Half:
     """One side of the connection."""
 
-    __slots__ = ("buffer", "calls", "exchange", "first", "remaining", "side", "state")
+    __slots__ = ("begin", "buffer", "calls", "exchange", "first", "remaining", "side", "state")
 
     def __init__(self, side: Side, state: int) -> None:
         self.side = side
@@ -91,7 +91,8 @@ class _Half:
         self.exchange: Exchange | None = None
         self.remaining = 0
         self.buffer = bytearray()  # a cut header section or line
-        self.first: Call | None = None  # the call in which a cut header section begins
+        self.first: Call | None = None  # the call in which a cut header section begins,
+        self.begin = -1  # and the position of its first byte in the stream
         self.calls: list[Call] = []  # of a header section, or of interim responses, before there is an exchange
 
 
@@ -118,11 +119,18 @@ class Http1Analyzer:
         self._parked: list[Piece] = []
         self._parked_lost = False
         self._fresh = False  # the present call is in nobody's list yet
+        self._unseen = 0  # bytes of the present call that follow those that were copied
 
     def receive(self, side: Side, call: Call, data: bytes, unseen: int) -> None:
         """See `Analyzer.receive`."""
-        half = self._response if side else self._request
+        if side:
+            half = self._response
+            self._pairing.latest_response = call
+        else:
+            half = self._request
+            self._pairing.latest_request = call
         self._fresh = True
+        self._unseen = unseen
         if half.state >= _LENGTH:
             self._own_continued(half, call, data)
         elif half.state == _HEAD:
@@ -231,6 +239,12 @@ class Http1Analyzer:
         whole = len(start) == 16
         return begins_message(start, response=True) or (not whole and may_begin_message(start, response=True))
 
+    def _stream_position(self, call: Call, data: bytes, position: int) -> int:
+        """Position of `data[position]` in its stream; -1 if not known."""
+        if call.position < 0:
+            return -1
+        return (call.position + call.size - self._unseen - len(data) + position) & 0xFFFFFFFF
+
     def _take_calls(self, half: _Half, call: Call) -> list[Call]:
         """The calls of a message whose header section ends in this one."""
         calls = half.calls
@@ -255,6 +269,7 @@ class Http1Analyzer:
                 half.state = _HEAD
                 half.remaining = 0
                 half.first = call
+                half.begin = self._stream_position(call, data, position)
                 if self._fresh:
                     self._fresh = False
                     half.calls.append(call)
@@ -376,10 +391,13 @@ class Http1Analyzer:
             self._lose(half, _TRUNCATED, "http1_bad_start_line")
             return len(data)
         status, content = parsed
+        begin = -1
+        if self._pairing.doubt is not None:
+            begin = half.begin if half.first else self._stream_position(call, data, position - len(head))
         if status < 200 and status != 101:
-            self._interim(half, call)
+            self._interim(half, call, begin)
             return position
-        exchange, method = self._begin_response(half, call, status, len(head))
+        exchange, method = self._begin_response(half, call, status, len(head), begin)
         if method == "HEAD" or status == 204 or status == 304:  # noqa: PLR1714 - hot; RFC 9112 §6.3
             content = 0
         elif status == 101 or (method == "CONNECT" and status < 300):
@@ -406,10 +424,12 @@ class Http1Analyzer:
             return len(data)
         return position
 
-    def _begin_response(self, half: _Half, call: Call, status: int, size: int) -> tuple[Exchange, str | None]:
+    def _begin_response(
+        self, half: _Half, call: Call, status: int, size: int, begin: int
+    ) -> tuple[Exchange, str | None]:
         if self._request.state == _HEAD:
             self._settle_cut_request()
-        exchange, method = self._pairing.begin_response(half.first or call)
+        exchange, method = self._pairing.begin_response(half.first or call, begin)
         half.first = None
         exchange.status = status
         exchange.response_header_bytes = size
@@ -427,10 +447,10 @@ class Http1Analyzer:
         if self._request.state == _HEAD and not self._pairing.owed():
             self._lose(self._request, _TRUNCATED)
 
-    def _interim(self, half: _Half, call: Call) -> None:
+    def _interim(self, half: _Half, call: Call, begin: int) -> None:
         """A 1xx response (RFC 9110 §15.2): its calls belong to the exchange, the final response is still to come."""
         half.first = None
-        exchange = self._pairing.awaiting()
+        exchange = self._pairing.awaiting(begin)
         calls = self._take_calls(half, call)
         if exchange is None:
             half.calls = kept = calls
@@ -458,9 +478,9 @@ class Http1Analyzer:
                 if response is None:
                     pass
                 elif response[0] < 200 and response[0] != 101:
-                    self._interim(half, latest)
+                    self._interim(half, latest, half.begin)
                 else:
-                    half.exchange, _ = self._begin_response(half, latest, response[0], size)
+                    half.exchange, _ = self._begin_response(half, latest, response[0], size, half.begin)
             if half.exchange is not None and half.exchange.completeness is _COMPLETE:
                 half.exchange.completeness = label
         half.first = None

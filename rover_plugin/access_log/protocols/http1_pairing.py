@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which response answers which request on one HTTP/1 connection, and when an exchange is done.
 
-Rule 1: while everything is seen, the n-th final response answers the n-th request (RFC 9112 §9.3.2). A response may
+Counting: while everything is seen, the n-th final response answers the n-th request (RFC 9112 §9.3.2). A response may
 even be seen first (two threads, the reader's record overtakes the writer's): it is held until its request comes, and
-paired only if that request began to be written before the response was read.
+paired only if that request began to be written before the response was read. Lost bytes of requests leave those already
+in the `queue` as they are; lost bytes of responses may have answered any of them.
 
-Rule 2: after bytes of requests are lost, nobody knows how many requests were among them. Requests seen before the loss
-are still answered in order; those that begin after it are on *trial*: a response seems to be a request's if that is the
-only one, and the two are joined when the next request begins without a further response in between. A peer seen to
-pipeline gives no such proof, so there nothing is paired until the connection has been idle for a while.
+Positions: after a loss nobody can count any more. But each call carries the position that the other direction had
+reached when it returned (`Call.opposite`), and a client that waits for one response before it asks again has all
+earlier responses behind it when it asks. So the response to a request is the one whose first byte is at the position
+that the responses had reached when that request's first call returned, and whose first call returned when requests had
+not gone beyond what was seen of them: bytes lost in between would show as a distance, either way. One such pair at a time is looked for, the `_candidate` and its `_reply`. They come out joined, and counting is taken up
+again, when the next request proves that nothing else was said meanwhile: it was asked exactly where that reply ended.
 
-Rule 3: a server answers only what it was asked, so losing bytes of responses hurts what is outstanding, nothing else.
-With several requests outstanding and a peer that does not pipeline, all but the last were answered in the lost bytes.
+A client that does not wait is found out by the same positions (two requests asked at one of them, a second response to
+one request); with such a one a candidate must also have been preceded by an idle second. What is not proven comes out
+as it is: a request without status, a response without request, each labelled.
 
-A loss is told when the next bytes of that side are seen, possibly after the other side has gone on. So two requests in
-a row are proof of pipelining only when a response follows with nothing lost before it.
-
-So a wrong pair would need a peer that keeps several requests in flight at all times, and never more than one of them
-visible. What is not paired comes out as it is: a request without status, a response without request, each labelled.
+What remains unproven: that a client whose lost bytes always hide the other outstanding requests, so that never two of
+them show at one position and never two responses in a row, is one that waits. It looks exactly like one.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ MAX_OUTSTANDING = 1000
 
 _MAX_HELD_RESPONSES = 64
 _IDLE_NS = 1_000_000_000
+_POSITIONS = (1 << 32) - 1
 
 _COMPLETE = Completeness.COMPLETE
 
@@ -42,28 +44,30 @@ class Pairing:
         exchanges: where finished exchanges go.
         loose: where calls go that belong to no exchange.
         errors: counts by reason.
-        queue: requests not answered yet, the oldest first.
+        queue: requests not answered yet, the oldest first, whose responses will be counted off.
         doubt: the label of what cannot be paired, or `None` while pairing is certain.
+        latest_request, latest_response: the latest calls that carried bytes of requests and of responses.
     """
 
     __slots__ = (
         "_abandoned",
-        "_answer_lost",
         "_answered",
+        "_candidate",
         "_discard",
         "_held",
         "_held_open",
-        "_last_ns",
+        "_in_step",
+        "_last_request_ns",
+        "_latest",
         "_open_request",
         "_pipelines",
         "_reply",
         "_reply_done",
-        "_requests_lost",
-        "_suspect",
-        "_trial",
         "doubt",
         "errors",
         "exchanges",
+        "latest_request",
+        "latest_response",
         "loose",
         "queue",
     )
@@ -76,20 +80,21 @@ class Pairing:
         self.errors = errors
         self.queue: deque[Exchange] = deque()
         self.doubt = doubt
+        self.latest_request: Call | None = None
+        self.latest_response: Call | None = None
         self._open_request: Exchange | None = None  # begun, not ended
         self._answered = False  # the open request's exchange waits for nothing but the request's end
         self._abandoned = 0  # so many at the head of the queue have come out already, unanswered
         self._discard: Exchange | None = None  # the late response to one of those
-        self._pipelines = False
-        self._trial: list[Exchange] = []  # requests on trial
-        self._reply: Exchange | None = None  # what seems to be the response to the first of them,
-        self._reply_done = False  # and whether that is finished
-        self._requests_lost = False  # after the last request known
-        self._suspect = False  # two requests were outstanding, which losses may explain, or pipelining
-        self._answer_lost = False  # bytes of the only one's response may be gone
         self._held: deque[tuple[Exchange, int]] = deque()  # responses before their request, and when first read
         self._held_open: Exchange | None = None  # the last of them while it is under way
-        self._last_ns: int | None = None  # when something last moved, known only after a while in doubt
+        self._candidate: Exchange | None = None  # in doubt, the latest request if all before it seem answered
+        self._in_step = False  # interim responses to it were seen, and no byte lost since
+        self._reply: Exchange | None = None  # the response at its position
+        self._reply_done = False
+        self._pipelines = False  # the client was seen not to wait
+        self._latest: Exchange | None = None  # the latest request in doubt
+        self._last_request_ns: int | None = None  # when it began; None if others may have since
 
     # Requests
 
@@ -116,37 +121,39 @@ class Pairing:
             self._open_request = early
             return early
         self._open_request = exchange
-        self._requests_lost = False
         if self.doubt is not None:
-            self._begin_trial(exchange, self.doubt)
+            self._begin_doubtful_request(exchange, call.opposite, self.doubt)
         elif len(queue) >= MAX_OUTSTANDING:
             self.count("http1_too_many_requests_outstanding")
-            self._begin_doubt(Completeness.GAP)
-            self._abandon(exchange, Completeness.GAP)
+            self.doubt = Completeness.GAP
+            self._release(exchange, Completeness.GAP)
         else:
             queue.append(exchange)
         return exchange
 
-    def _begin_trial(self, exchange: Exchange, doubt: Completeness) -> None:
-        idle = self._last_ns is not None and exchange.start_ns - self._last_ns >= _IDLE_NS
-        self._last_ns = exchange.start_ns
-        if self._answer_lost:  # either it is among the lost bytes, or this peer pipelines
-            self._part_trial()
-        if self._reply_done and self._suspect and self._reply is not None and self._reply.completeness is not _COMPLETE:
-            self._part_trial()  # in what was not seen of it, others may hide
-        self._suspect = self._suspect or bool(self._trial or self.queue)
-        if self._reply_done:
-            self._suspect = False
-            self._join_trial()
-            self.doubt = None
-            self.queue.append(exchange)
-        elif self._trial or not self._pipelines or (idle and not self.queue):
-            if len(self._trial) >= MAX_OUTSTANDING:
-                self.count("http1_too_many_requests_outstanding")
-                self._part_trial()
-            self._trial.append(exchange)
+    def _begin_doubtful_request(self, exchange: Exchange, asked_at: int, doubt: Completeness) -> None:
+        reached = _end(self.latest_response)
+        idle = (
+            self._last_request_ns is not None
+            and self.latest_response is not None
+            and asked_at == reached
+            and exchange.start_ns - max(self._last_request_ns, self.latest_response.exit_ns) >= _IDLE_NS
+        )
+        self._last_request_ns = exchange.start_ns
+        if self._reply_done and 0 <= asked_at == reached:
+            whole = self._reply is not None and self._reply.completeness is _COMPLETE
+            if self._join() and whole:
+                self.queue.append(exchange)
+                self.doubt = None
+                return
+        before = self.queue[-1] if self.queue else self._latest
+        self._pipelines = self._pipelines or (before is not None and _together(before, exchange))
+        self._latest = exchange
+        self._part()
+        if self._pipelines and not idle:
+            self._release(exchange, doubt)
         else:
-            self._abandon(exchange, doubt)
+            self._candidate = exchange
 
     def _early_response(self, request: Exchange, call: Call) -> Exchange | None:
         """The held response that answers this request: only a request being written can be seen after its response."""
@@ -170,33 +177,41 @@ class Pairing:
 
     # Responses
 
-    def awaiting(self) -> Exchange | None:
-        """The exchange that the next response belongs to, if that is known."""
+    def awaiting(self, position: int) -> Exchange | None:
+        """The exchange that an interim response at this position belongs to, if that is known."""
         if self.queue:
             return None if self._abandoned else self.queue[0]
-        return self._trial[0] if len(self._trial) == 1 and self._reply is None else None
+        if self._answers_candidate(position):
+            self._in_step = True
+            return self._candidate
+        return None
 
     def owed(self) -> bool:
         """Whether the next response certainly answers a request that is known already."""
         return bool(self.queue)
 
-    def begin_response(self, call: Call) -> tuple[Exchange, str | None]:
-        """A final response began. Returns the exchange to fill, and the method of the request that it answers."""
+    def begin_response(self, call: Call, position: int) -> tuple[Exchange, str | None]:
+        """A final response began with `call`.
+
+        Args:
+            call: carried its first byte.
+            position: of that byte; needed only while in doubt, -1 if not known.
+
+        Returns:
+            The exchange to fill, and the method of the request that it answers.
+        """
         queue = self.queue
         if not queue:
-            return self._begin_unusual_response(call)
+            return self._begin_unusual_response(call, position)
         exchange = queue[0]
         if call.exit_ns < exchange.start_ns:
             return self._unasked_response(call), None
         queue.popleft()
+        if queue and _together(exchange, queue[0]):
+            self._pipelines = True
         if self._abandoned:
             self._abandoned -= 1
             self._discard = exchange
-        if queue or self._trial:
-            waiting = queue[0] if queue else self._trial[0]
-            if waiting.start_ns < (call.exit_ns if call.operation == Operation.READ else call.enter_ns):
-                self._pipelines = True
-                self._part_trial()
         return exchange, exchange.method
 
     def _unasked_response(self, call: Call) -> Exchange:
@@ -205,10 +220,8 @@ class Pairing:
         label = self.doubt or Completeness.LATE_JOIN
         return Exchange(1, start_ns=start_ns, end_ns=call.exit_ns, completeness=label)
 
-    def _begin_unusual_response(self, call: Call) -> tuple[Exchange, str | None]:
+    def _begin_unusual_response(self, call: Call, position: int) -> tuple[Exchange, str | None]:
         response = self._unasked_response(call)
-        if self._trial and call.exit_ns < self._trial[0].start_ns:
-            return response, None
         if self.doubt is None:
             response.completeness = _COMPLETE
             if len(self._held) >= _MAX_HELD_RESPONSES:
@@ -216,27 +229,28 @@ class Pairing:
             self._held.append((response, call.exit_ns))
             self._held_open = response
             return response, None
-        if len(self._trial) == 1 and self._reply is None:
+        candidate, reply = self._candidate, self._reply
+        if candidate is not None and self._answers_candidate(position) and call.opposite == _end(self.latest_request):
             response.completeness = _COMPLETE
             self._reply = response
-            self._answer_lost = False
-            return response, self._trial[0].method
-        if self._trial:  # one response more than that, or several requests waiting for this one
-            self._pipelines = True
-            self._part_trial()
+            return response, candidate.method
+        if reply is not None and reply.calls and reply.calls[0].opposite == call.opposite:
+            self._pipelines = True  # two responses, and not a byte of a request between
+        self._part()
         return response, None
+
+    def _answers_candidate(self, position: int) -> bool:
+        """Whether a response at this position is the first since the candidate was asked."""
+        if self._candidate is None or self._reply is not None:
+            return False
+        return self._in_step or 0 <= position == _asked_at(self._candidate)
 
     def end_response(self, exchange: Exchange) -> None:
         """The response's last byte was seen, or no more of it can be told apart."""
-        if self.doubt is not None:
-            self._last_ns = exchange.end_ns
         if exchange is self._open_request:
             self._answered = True
         elif exchange is self._reply:
             self._reply_done = True
-            if len(self._trial) > 1:  # the next request did not wait for the end of this
-                self._pipelines = True
-                self._part_trial()
         elif exchange is self._held_open:
             self._held_open = None
         elif exchange is self._discard:
@@ -250,28 +264,19 @@ class Pairing:
 
     def lose_requests(self, label: Completeness) -> None:
         """An unknown number of requests went by unseen."""
-        self._begin_doubt(label)
-        self._requests_lost = True
-        if len(self._trial) > 1 or (self._trial and self._trial[0] is not self._open_request):
-            self._part_trial()
+        self.doubt = label
+        self._last_request_ns = None
+        if self._candidate is not self._open_request:
+            self._part()
         self._release_held(label)
 
     def lose_responses(self, label: Completeness, current: Exchange | None) -> None:
         """Bytes of responses went by unseen; `current` is the response they began in, if they did."""
-        queue, trial = self.queue, self._trial
-        self._suspect = self._suspect or len(queue) + len(trial) > 1
-        if queue or len(trial) > 1 or (trial and current is not self._reply) or (trial and current is None):
-            last = None
-            if not (self._pipelines or self._requests_lost) and (self._reply is None or current is self._reply):
-                last = trial.pop() if trial else queue.pop() if len(queue) > self._abandoned else None
-            if last is not None and last.completeness is _COMPLETE and len(queue) == self._abandoned and not trial:
-                last.completeness = label  # the only one outstanding: those bytes were for it
-            self._abandon_queue(label)
-            self._begin_doubt(label)
-            self._part_trial()
-            if last is not None:
-                self._trial.append(last)
-                self._answer_lost = True
+        self.doubt = label
+        self._in_step = False
+        if self._reply is not None and current is not self._reply:
+            self._part()
+        self._abandon_queue(label)
         self._release_held(label)
 
     # Time and the end
@@ -286,84 +291,85 @@ class Pairing:
             # Its place stays: a late response must not be taken for the next one's.
             queue[self._abandoned] = Exchange(1, method=exchange.method)
             self._abandoned += 1
-            self._unanswered(exchange)
+            self._release(exchange, Completeness.NO_RESPONSE)
         while self._held and self._held[0][0].end_ns < before_ns and self._held[0][0] is not self._held_open:
             self._release(self._held.popleft()[0], Completeness.LATE_JOIN)
-        trial = self._trial
+        candidate = self._candidate
+        if candidate is None or candidate is self._open_request:
+            return
         if self._reply is None:
-            while trial and trial[0].end_ns < before_ns and trial[0] is not self._open_request:
-                self._unanswered(trial.pop(0))
-        elif self._reply_done and self._reply.end_ns < before_ns and trial[0] is not self._open_request:
-            self._join_trial()
+            if candidate.end_ns < before_ns:
+                self._release(candidate, Completeness.NO_RESPONSE)
+                self._candidate = None
+        elif self._reply_done and self._reply.end_ns < before_ns and not self._join():
+            self._part()
 
     def close(self) -> None:
         """Everything comes out. The current request and response have been ended before."""
         for exchange in list(self.queue)[self._abandoned :]:
-            self._unanswered(exchange)
+            self._release(exchange, Completeness.NO_RESPONSE)
         self.queue.clear()
         self._abandoned = 0
-        if self._reply_done:
-            self._join_trial()
-        for exchange in self._trial:
-            self._unanswered(exchange)
-        self._trial = []
+        if self._candidate is not None and self._reply is None:
+            self._release(self._candidate, Completeness.NO_RESPONSE)
+            self._candidate = None
+        elif not self._join():
+            self._part()
         self._release_held(Completeness.LATE_JOIN)
 
     def count(self, reason: str) -> None:
         """Counts one thing that could not be parsed."""
         self.errors[reason] = self.errors.get(reason, 0) + 1
 
-    def _unanswered(self, exchange: Exchange) -> None:
-        self._release(exchange, Completeness.NO_RESPONSE)
-
     def _release(self, exchange: Exchange, label: Completeness) -> None:
+        """Lets an exchange out that nothing more is expected of; as soon as its request has ended."""
         if exchange.completeness is _COMPLETE:
             exchange.completeness = label
-        self.exchanges.append(exchange)
-
-    def _begin_doubt(self, label: Completeness) -> None:
-        if self.doubt is None:
-            self._last_ns = None
-        self.doubt = label
-
-    def _abandon(self, exchange: Exchange, label: Completeness) -> None:
-        """Gives up on the exchange's response; it comes out as soon as its request has ended."""
-        exchange.completeness = label
         if exchange is self._open_request:
             self._answered = True
         else:
             self.exchanges.append(exchange)
 
     def _abandon_queue(self, label: Completeness) -> None:
-        for exchange in list(self.queue)[self._abandoned :]:
-            self._abandon(exchange, label)
+        """Nothing can be counted off any more: the last one may be a candidate, the others come out."""
+        waiting = list(self.queue)[self._abandoned :]
         self.queue.clear()
         self._abandoned = 0
+        for number, exchange in enumerate(waiting):
+            self._pipelines = self._pipelines or (number > 0 and _together(waiting[number - 1], exchange))
+        if waiting and self._candidate is None and not self._pipelines:
+            self._candidate = waiting.pop()
+        for exchange in waiting:
+            self._release(exchange, label)
 
-    def _join_trial(self) -> None:
-        """The request on trial and its response belong together."""
-        if self._reply is not None:
-            _join(self._trial[0], self._reply, into=self._trial[0])
-            self.exchanges.append(self._trial[0])
-        self._end_trial()
+    def _join(self) -> bool:
+        """Lets the candidate and its finished reply out as one, if that is proven."""
+        candidate, reply = self._candidate, self._reply
+        if candidate is None or reply is None:
+            return False
+        if reply.completeness is not _COMPLETE and (self._pipelines or candidate.completeness is not _COMPLETE):
+            return False  # in what was not seen of them, others may hide
+        _join(candidate, reply, into=candidate)
+        self.exchanges.append(candidate)
+        self._forget()
+        return True
 
-    def _part_trial(self) -> None:
-        """The requests on trial and what seemed to be a response to them come out apart."""
+    def _part(self) -> None:
+        """Lets the candidate and what seemed to be its reply out, each by itself."""
         doubt = self.doubt or Completeness.GAP
-        for exchange in self._trial:
-            self._abandon(exchange, doubt)
+        if self._candidate is not None:
+            self._release(self._candidate, doubt)
         reply = self._reply
         if reply is not None:
             if reply.completeness is _COMPLETE:
                 reply.completeness = doubt
             if self._reply_done:
                 self.exchanges.append(reply)
-        self._end_trial()
+        self._forget()
 
-    def _end_trial(self) -> None:
-        self._trial = []
-        self._reply = None
-        self._reply_done = self._answer_lost = False
+    def _forget(self) -> None:
+        self._candidate = self._reply = None
+        self._reply_done = self._in_step = False
 
     def _release_held(self, label: Completeness) -> None:
         for response, _ in self._held:
@@ -373,6 +379,22 @@ class Pairing:
             else:
                 self._release(response, label)
         self._held.clear()
+
+
+def _end(call: Call | None) -> int:
+    """Position after a call's last byte; -1 if not known."""
+    return -1 if call is None or call.position < 0 else (call.position + call.size) & _POSITIONS
+
+
+def _asked_at(request: Exchange) -> int:
+    """Position that the responses had reached when the request began; -1 if not known."""
+    return request.calls[0].opposite if request.calls else -1
+
+
+def _together(earlier: Exchange, later: Exchange) -> bool:
+    """Whether two requests were asked without any byte of a response between them: that client does not wait."""
+    asked_at = _asked_at(later)
+    return not later.calls or 0 <= asked_at == _asked_at(earlier)
 
 
 def _join(request: Exchange, response: Exchange, into: Exchange) -> None:

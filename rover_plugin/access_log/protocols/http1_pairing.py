@@ -10,8 +10,9 @@ Positions: after a loss nobody can count any more. But each call carries the pos
 reached when it returned (`Call.opposite`), and a client that waits for one response before it asks again has all
 earlier responses behind it when it asks. So the response to a request is the one whose first byte is at the position
 that the responses had reached when that request's first call returned, and whose first call returned when requests had
-not gone beyond what was seen of them: bytes lost in between would show as a distance, either way. One such pair at a time is looked for, the `_candidate` and its `_reply`. They come out joined, and counting is taken up
-again, when the next request proves that nothing else was said meanwhile: it was asked exactly where that reply ended.
+not gone beyond what was seen of them: bytes lost in between would show as a distance, either way. One such pair at a
+time is looked for, the `_candidate` and its `_reply`. They come out joined, and counting is taken up again, when the
+next request proves that nothing else was said meanwhile: it was asked exactly where that reply ended.
 
 A client that does not wait is found out by the same positions (two requests asked at one of them, a second response to
 one request); with such a one a candidate must also have been preceded by an idle second. What is not proven comes out

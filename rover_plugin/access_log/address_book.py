@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _INTERFACES_REFRESH_S: Final = 30.0
 # How long the end of a closed connection is remembered: longer than a fragment of its other end can wait for a name.
-_LEAVING_S: Final = 5.0
+_LEAVING_NS: Final = 5_000_000_000
 
 # Where an address is valid: loopback addresses in one network namespace only, all others everywhere on the host.
 _End = tuple[int, bytes, int]
@@ -70,7 +70,7 @@ class AddressBook:
         self._exclude_clusters = frozenset(exclude_clusters)
         self._processes: dict[int, Process] = {}
         self._ends: dict[_End, _Owner] = {}
-        self._leaving: deque[tuple[float, _End]] = deque()
+        self._leaving: deque[tuple[int, _End]] = deque()
         self._local_addresses = local_addresses or _CachedInterfaces()
 
     def add_process(self, process: Process) -> None:
@@ -109,10 +109,10 @@ class AddressBook:
         owner.pid = facts.pid
         owner.connections += 1
 
-    def forget(self, facts: ConnectionFacts) -> None:
+    def forget(self, facts: ConnectionFacts, now_ns: int) -> None:
         """The connection is gone, as often as it was learnt. Its end is kept for a while: the other one may be late."""
-        self._leaving.append((time.monotonic() + _LEAVING_S, _end(facts.netns, facts.local, facts.local_port)))
-        while self._leaving and self._leaving[0][0] < time.monotonic():
+        self._leaving.append((now_ns + _LEAVING_NS, _end(facts.netns, facts.local, facts.local_port)))
+        while self._leaving and self._leaving[0][0] < now_ns:
             _, end = self._leaving.popleft()
             owner = self._ends.get(end)
             if owner is not None:

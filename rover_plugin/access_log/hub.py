@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from rover_plugin.access_log.resolver import FOREVER_NS, Resolver
-from rover_plugin.errors import ModuleError
+from rover_plugin.errors import ModuleError, RoverError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from rover_plugin.access_log.address_book import AddressBook
     from rover_plugin.access_log.outputs.base import Output
+    from rover_plugin.access_log.recorder import Recorder
     from rover_plugin.discovery.table import Change
     from rover_plugin.telemetry.counters import Counters
     from rover_plugin.telemetry.ledger import Ledger
@@ -38,6 +39,7 @@ class Hub:
         encodings: in the order of the index workers put on fragments.
         watch, unwatch: tell the kernel side about a process.
         fail: stops the host when a worker dies.
+        recorder: writes what the resolver is given.
     """
 
     def __init__(
@@ -50,9 +52,11 @@ class Hub:
         watch: Callable[[int], bool],
         unwatch: Callable[[int], None],
         fail: Callable[[BaseException], None],
+        recorder: Recorder | None = None,
     ) -> None:
         self._outputs = outputs
         self._resolver = Resolver(encodings, outputs, book, counters, watch, unwatch)
+        self._recorder = recorder
         self._fail = fail
         self._processes: queue.SimpleQueue[Change | None] = queue.SimpleQueue()
         self._complete = threading.Event()
@@ -112,11 +116,13 @@ class Hub:
                 if now >= next_tick:
                     next_tick = now + _TICK_S
                     self._take_processes()
-                    self._resolver.settle(time.monotonic_ns())
+                    self._settle(time.monotonic_ns())
                     for output in self._outputs:
                         output.tick()
             self._take_processes()
             self._resolver.settle(FOREVER_NS)
+        except RoverError as error:
+            self._fail(error)
         except Exception as error:
             log.exception("hub_failed")
             self._fail(error)
@@ -134,7 +140,19 @@ class Hub:
                 if not self._finishing:
                     self._fail(ModuleError("an access log worker ended on its own", hint="its last words are above"))
                 return
-            self._resolver.take(datagram, time.monotonic_ns(), worker)
+            self._take(worker, datagram, time.monotonic_ns())
+
+    def _take(self, worker: int, datagram: bytes, now_ns: int) -> None:
+        if self._recorder is None:
+            self._resolver.take(datagram, now_ns, worker)
+            return
+        for whole in self._recorder.take(worker, datagram, now_ns):
+            self._resolver.take(whole, now_ns, worker)
+
+    def _settle(self, now_ns: int) -> None:
+        if self._recorder is not None and not self._resolver.settled:
+            self._recorder.settling(now_ns)
+        self._resolver.settle(now_ns)
 
     def _take_processes(self) -> None:
         while True:
@@ -145,4 +163,7 @@ class Hub:
             if change is None:
                 self._complete.set()
             else:
-                self._resolver.change_process(change, time.monotonic_ns())
+                now_ns = time.monotonic_ns()
+                if self._recorder is not None:
+                    self._recorder.processes(now_ns, (change,))
+                self._resolver.change_process(change, now_ns)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rover_plugin.access_log.connection import Connection
 
 MAX_DATAGRAM: Final = 60_000
+MAX_RECORDS: Final = 48_000
 
 # kind, encoding index, kernel logs, protocol logs, length of the payload, connection id
 _ITEM: Final = Struct("<BBHIIQ")
@@ -36,6 +37,7 @@ class Item(IntEnum):
     FRAGMENT = 2  # an encoder's bytes
     GONE = 3  # the connection's last item
     REPORT = 4  # the worker's own counts, as JSON
+    RECORDS = 5  # in datagrams of their own: what the worker was given, see `tap`
 
 
 class ConnectionFacts(NamedTuple):
@@ -126,6 +128,14 @@ class LinkWriter:
         payload = json.dumps(counts).encode()
         self._append(_ITEM.pack(Item.REPORT, 0, 0, 0, len(payload), 0) + payload)
 
+    def records(self, content: bytes) -> None:
+        """What the datagrams since the last such call came of; the encoding index says whether more of it follows."""
+        self._cut()
+        for start in range(0, len(content), MAX_RECORDS):
+            part = content[start : start + MAX_RECORDS]
+            more = start + len(part) < len(content)
+            self._waiting.append((_ITEM.pack(Item.RECORDS, more, 0, 0, len(part), 0) + part, 0))
+
     def _append(self, item: bytes) -> None:
         if self._size + len(item) > MAX_DATAGRAM:
             self._cut()
@@ -163,6 +173,7 @@ class LinkWriter:
             while self._waiting:
                 self._channel.send(self._waiting[0][0])
                 self.waiting_messages -= self._waiting.popleft()[1]
+            self._channel.settimeout(0)
         except OSError:
             self.broken = True
 

@@ -5,23 +5,24 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from rover_plugin.access_log.address_book import AddressBook
+from rover_plugin.access_log.address_book import AddressBook, interface_addresses
 from rover_plugin.access_log.hub import Hub
+from rover_plugin.access_log.options import analysis_options, capture_options, feed_address
 from rover_plugin.access_log.outputs.console import ConsoleOutput
 from rover_plugin.access_log.outputs.jsonl import JsonLinesOutput
 from rover_plugin.access_log.worker import WorkerOptions
 from rover_plugin.access_log.workers import WorkerProcess
-from rover_plugin.capture.bpf import possible_cpus
-from rover_plugin.capture.session import Capture, CaptureOptions, Statistic
+from rover_plugin.capture.session import Capture, Statistic
 from rover_plugin.discovery.feed_client import FeedClient, FeedState
 from rover_plugin.host.module import module_as
 
 if TYPE_CHECKING:
     from rover_plugin.access_log.outputs.base import Output
+    from rover_plugin.access_log.recorder import Recorder
     from rover_plugin.discovery.table import Change
     from rover_plugin.host.module import Context
     from rover_plugin.settings import Settings
@@ -32,15 +33,24 @@ log = structlog.get_logger(__name__)
 _FEED_S: Final = 3.0
 _FINISH_S: Final = 20.0
 _OUTPUT_CLOSE_S: Final = 10.0
+# The main process, which writes the recording, is slower than the workers.
+_LEAST_RING_BYTES_RECORDING: Final = 16 << 20
 
 
 class AccessLogModule:
-    """Access logs of the processes the feed names."""
+    """Access logs of the processes the feed names.
+
+    Args:
+        recorder: records what the logs are made of.
+        silent: no output, whatever the settings say.
+    """
 
     name = "access_log"
-    requires = ("core", "process_discovery")
+    requires: tuple[str, ...] = ("core", "process_discovery")
 
-    def __init__(self) -> None:
+    def __init__(self, recorder: Recorder | None = None, *, silent: bool = False) -> None:
+        self._recorder = recorder
+        self._silent = silent
         self._context: Context | None = None
         self._capture: Capture | None = None
         self._workers: list[WorkerProcess] = []
@@ -57,16 +67,27 @@ class AccessLogModule:
         self._context = context
         settings = context.settings
         began = time.monotonic()
-        self._outputs = [_make_output(name, context) for name in settings.items("access_log.outputs")]
+        names = () if self._silent else settings.items("access_log.outputs")
+        self._outputs = [_make_output(name, context) for name in names]
         encodings = tuple(dict.fromkeys(output.encoding for output in self._outputs))
-        self._capture = capture = Capture(_capture_options(settings))
+        recorder = self._recorder
+        least_ring_bytes = _LEAST_RING_BYTES_RECORDING if recorder is not None else 0
+        self._capture = capture = Capture(capture_options(settings, least_ring_bytes=least_ring_bytes))
+        local_addresses = None
+        if recorder is not None:
+            addresses = interface_addresses()
+            local_addresses = lambda: addresses  # noqa: E731 as the replay will have them
+            recorder.open(capture.options.shards, analysis_options(settings), addresses)
+        book = AddressBook(
+            settings.items("access_log.exclude_namespaces"),
+            settings.items("access_log.exclude_cluster"),
+            local_addresses,
+        )
+        record = recorder is not None
         self._workers = [
-            WorkerProcess(ring, capture.policies_descriptor, _worker_options(settings, shard, encodings))
+            WorkerProcess(ring, capture.policies_descriptor, _worker_options(settings, shard, encodings, record=record))
             for shard, ring in enumerate(capture.ring_descriptors())
         ]
-        book = AddressBook(
-            settings.items("access_log.exclude_namespaces"), settings.items("access_log.exclude_cluster")
-        )
         self._hub = Hub(
             [worker.channel for worker in self._workers],
             encodings,
@@ -76,10 +97,11 @@ class AccessLogModule:
             capture.watch,
             capture.unwatch,
             context.fail,
+            recorder,
         )
         self._hub.start()
         capture.start()
-        address = settings.text("access_log.feed") or settings.text("process_discovery.feed.socket")
+        address = feed_address(settings)
         self._feed = FeedClient(address)
         self._feed.follow(self._on_process, self._on_feed_state)
         if not self._hub.wait_for_processes(_FEED_S):
@@ -106,6 +128,8 @@ class AccessLogModule:
             output.close(_OUTPUT_CLOSE_S)
         self._say_totals(finished=finished)
         if self._capture is not None:
+            if self._recorder is not None:
+                self._recorder.close(self._recording_counts(self._capture))
             self._capture.close()
 
     def _say_totals(self, *, finished: bool) -> None:
@@ -135,6 +159,11 @@ class AccessLogModule:
                 totals[f"kernel_{statistic.name.lower()}"] = value
         log.info("access_log_totals", **totals)
 
+    def _recording_counts(self, capture: Capture) -> dict[str, Any]:
+        kernel = {statistic.name.lower(): count for statistic, count in capture.statistics().items()}
+        reports = self._hub.ledger.reports.values() if self._hub is not None else ()
+        return {"records": sum(report["records"] for report in reports), "kernel": kernel}
+
     def _on_process(self, change: Change) -> None:
         if self._hub is not None:
             self._hub.process_changed(change)
@@ -146,25 +175,18 @@ class AccessLogModule:
         event("process_feed_state", state=state.value)
 
 
-def _capture_options(settings: Settings) -> CaptureOptions:
-    return CaptureOptions(
-        shards=settings.integer("access_log.protocol_analyze.parallels"),
-        ring_bytes=settings.size("access_log.protocol_analyze.per_cpu_buffer") * possible_cpus(),
-        capture_limit=settings.size("access_log.protocol_analyze.capture_limit"),
-        max_connections=settings.integer("access_log.connections.max"),
-    )
-
-
-def _worker_options(settings: Settings, shard: int, encodings: tuple[str, ...]) -> WorkerOptions:
+def _worker_options(settings: Settings, shard: int, encodings: tuple[str, ...], *, record: bool) -> WorkerOptions:
     return WorkerOptions(
         shard=shard,
         encodings=encodings,
-        queue_size=settings.integer("access_log.protocol_analyze.queue_size"),
+        # A recording holds nothing of what would be lost here, so nothing is.
+        queue_size=1 << 30 if record else settings.integer("access_log.protocol_analyze.queue_size"),
         max_connections=settings.integer("access_log.connections.max"),
         exchange_timeout_s=settings.seconds("access_log.exchange.timeout"),
         grpc_status_as_http=settings.flag("access_log.grpc_status_mapping"),
         path_templates=settings.flag("access_log.path_templates"),
         open_report_s=settings.seconds("access_log.exchange.open_report_period"),
+        record=record,
     )
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a recording through the agent's own analysis: no privileges, one process, no clock but the recording's.
 
-Shards, link, encoders, resolver and outputs are the agent's; only what surrounds them is not here. So the same file
-gives the same bytes each time, and what the agent would have written live.
+Shards, link, encoders, resolver and outputs are the agent's, and are given what those of the recording agent were
+given, in the same order. So the same file gives the same bytes each time, and those that the agent wrote.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from rover_plugin.access_log.address_book import AddressBook
 from rover_plugin.access_log.link import LinkWriter
 from rover_plugin.access_log.resolver import FOREVER_NS, Resolver
-from rover_plugin.access_log.schedule import TICK_NS, Schedule
+from rover_plugin.access_log.schedule import Schedule
 from rover_plugin.access_log.shard import Shard
 from rover_plugin.access_log.worker import Outbox, WorkerOptions, shard_counts
-from rover_plugin.capture.recording import Batch, ClockSet, End, Processes, Statistics
+from rover_plugin.capture.recording import Batch, End, Processes, Settling, Statistics
 from rover_plugin.telemetry.ledger import Logs, standing
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ class _Lane:
 
     def __init__(self, replay: Replay, options: WorkerOptions) -> None:
         self.number = options.shard
+        self.finished = False
         self.link = LinkWriter(_DirectChannel(replay), options.queue_size)
         self.outbox = Outbox(self.link, _NoPolicies(), options)
         self.shard = Shard(self.outbox, options.max_connections)
@@ -136,7 +137,6 @@ class Replay:
         self._outputs = outputs
         self._counters = counters
         self._now_ns = header.start_ns
-        self._next_tick = 0
         self._recorded: dict[str, Any] = {}
         addresses = frozenset(bytes.fromhex(text) for text in header.local_addresses)
         book = AddressBook(options.exclude_namespaces, options.exclude_clusters, lambda: addresses)
@@ -157,7 +157,6 @@ class Replay:
             )
             for shard in range(header.shards)
         ]
-        self._set_clock(header.clock_offset_ns)
 
     def take(self, block: Block) -> None:
         """Takes the recording's next block."""
@@ -167,8 +166,9 @@ class Replay:
             self._now_ns = block.read_ns
             for change in block.changes:
                 self._resolver.change_process(change, block.read_ns)
-        elif isinstance(block, ClockSet):
-            self._set_clock(block.offset_ns)
+        elif isinstance(block, Settling):
+            self._now_ns = block.read_ns
+            self._resolver.settle(block.read_ns)
         elif isinstance(block, Statistics):
             self._recorded = block.counts
         elif isinstance(block, End):
@@ -181,28 +181,27 @@ class Replay:
     def finish(self) -> Summary:
         """Everything open comes out; returns the sums."""
         for lane in self._lanes:
-            lane.shard.finish(self._now_ns)
-            lane.link.flush()
+            if not lane.finished:
+                lane.shard.finish(self._now_ns)
+                lane.link.flush()
         self._resolver.settle(FOREVER_NS)
         for output in self._outputs:
             output.tick()
         return self._sum_up()
 
     def _take_batch(self, batch: Batch) -> None:
-        self._now_ns = now_ns = batch.read_ns
+        self._now_ns = batch.taken_ns
         lane = self._lanes[batch.shard]
+        lane.outbox.set_clock(batch.clock_offset_ns)
         batch.each(lane.shard.handle)
-        lane.schedule.pass_time(now_ns)
+        if batch.final:
+            lane.finished = True
+            lane.shard.finish(batch.read_ns)
+        else:
+            lane.schedule.pass_time(batch.read_ns)
         lane.link.flush()
-        if now_ns >= self._next_tick:
-            self._next_tick = now_ns + TICK_NS
-            self._resolver.settle(now_ns)
-            for output in self._outputs:
-                output.tick()
-
-    def _set_clock(self, offset_ns: int) -> None:
-        for lane in self._lanes:
-            lane.outbox.set_clock(offset_ns)
+        for output in self._outputs:
+            output.tick()
 
     def _sum_up(self) -> Summary:
         summary = Summary(recorded=self._recorded)

@@ -126,7 +126,7 @@ class Resolver:
             if known is not None:
                 known.gone = True
                 if not known.waiting:
-                    self._drop(known)
+                    self._drop(known, now_ns)
         else:
             self.ledger.report(worker, json.loads(payload), self.waiting_logs())
 
@@ -139,7 +139,7 @@ class Resolver:
         else:
             # What waits was said under the old facts, but by the same socket: it goes out under the new ones.
             if facts.pid != known.facts.pid:
-                self._book.forget(known.facts)
+                self._book.forget(known.facts, now_ns)
                 self._book.learn(facts)
             known.facts = facts
             known.prefixes = None
@@ -182,6 +182,11 @@ class Resolver:
                 sums[fragment.encoding][1] += fragment.protocol_logs
         return [Logs(*both) for both in sums]
 
+    @property
+    def settled(self) -> bool:
+        """Whether `settle` would find nothing to look at."""
+        return not self._waiting
+
     def settle(self, now_ns: int) -> None:
         """Looks again at every connection that could not be named."""
         for _ in range(len(self._waiting)):
@@ -193,9 +198,9 @@ class Resolver:
                 self._waiting.append(identity)
                 continue
             known.deadline_ns = 0
-            self._release(known)
+            self._release(known, now_ns)
 
-    def _release(self, known: _Known) -> None:
+    def _release(self, known: _Known, now_ns: int) -> None:
         waiting, known.waiting = known.waiting, []
         self._waiting_fragments -= len(waiting)
         for fragment in waiting:
@@ -205,10 +210,10 @@ class Resolver:
             for number, output in self._takers[fragment.encoding]:
                 output.write(known.prefixes[number] + fragment.payload, fragment.kernel_logs, fragment.protocol_logs)
         if known.gone:
-            self._drop(known)
+            self._drop(known, now_ns)
 
-    def _drop(self, known: _Known) -> None:
-        self._book.forget(known.facts)
+    def _drop(self, known: _Known, now_ns: int) -> None:
+        self._book.forget(known.facts, now_ns)
         del self._connections[known.facts.id]
 
     # -- processes --

@@ -31,6 +31,7 @@ from rover_plugin.capture.ring import RingReader
 if TYPE_CHECKING:
     from rover_plugin.access_log.connection import Connection
     from rover_plugin.access_log.model import Call, Exchange
+    from rover_plugin.access_log.tap import Tap
 
 # Records taken from the ring at a time, so that what was found travels on while a burst lasts.
 _BATCH: Final = 2000
@@ -60,6 +61,7 @@ class WorkerOptions:
         exchange_timeout_s: a request unanswered for so long is let go.
         open_report_s: a stream that stays open is reported each time this has passed.
         grpc_status_as_http: see `ProtobufEncoder`.
+        record: repeat to the main process what is read, see `tap`.
     """
 
     shard: int
@@ -70,6 +72,7 @@ class WorkerOptions:
     grpc_status_as_http: bool
     path_templates: bool = False
     open_report_s: float = 60.0
+    record: bool = False
 
 
 class Policies(Protocol):
@@ -177,17 +180,28 @@ class Worker:
         self._link = LinkWriter(channel, options.queue_size)
         self._outbox = Outbox(self._link, policies, options)
         self._shard = Shard(self._outbox, options.max_connections)
+        self._handle = self._shard.handle
+        self._tap: Tap | None = None
+        if options.record:
+            from rover_plugin.access_log.tap import Tap  # noqa: PLC0415 brings protobuf along
+
+            self._tap = Tap(options.shard, self._shard, self._link)
+            self._handle = self._tap.handle
 
     def run(self) -> None:
         """Works until the main process closes the link; then reads the ring to its end and hands everything on."""
-        shard, ring, link = self._shard, self._ring, self._link
-        schedule = Schedule(shard, self._options.exchange_timeout_s, self._options.open_report_s)
-        self._outbox.set_clock(clock_offset_ns())
+        ring, link, tap = self._ring, self._link, self._tap
+        schedule = Schedule(self._shard, self._options.exchange_timeout_s, self._options.open_report_s)
+        self._set_clock()
         ring.also_wait_for(self._channel.fileno())
         while True:
-            taken = ring.read(shard.handle, _BATCH)
-            if schedule.pass_time(time.monotonic_ns()):
-                self._outbox.set_clock(clock_offset_ns())
+            taken = ring.read(self._handle, _BATCH)
+            now_ns = time.monotonic_ns()
+            report_due = schedule.pass_time(now_ns)
+            if tap is not None:
+                tap.tell(now_ns)
+            if report_due:
+                self._set_clock()
                 link.report(self._counts())
             link.flush()
             if taken == _BATCH:
@@ -196,6 +210,12 @@ class Worker:
                 break
             ring.wait(_BUSY_WAIT_S if taken else _IDLE_WAIT_S)
         self._finish()
+
+    def _set_clock(self) -> None:
+        offset_ns = clock_offset_ns()
+        self._outbox.set_clock(offset_ns)
+        if self._tap is not None:
+            self._tap.clock_offset_ns = offset_ns
 
     def _asked_to_finish(self) -> bool:
         try:
@@ -206,10 +226,13 @@ class Worker:
             return True
 
     def _finish(self) -> None:
-        while self._ring.read(self._shard.handle):
+        while self._ring.read(self._handle):
             self._link.drain(_DRAIN_S)
-        self._shard.finish(time.monotonic_ns())
+        now_ns = time.monotonic_ns()
+        self._shard.finish(now_ns)
         self._link.report(self._counts())
+        if self._tap is not None:
+            self._tap.tell(now_ns, final=True)
         self._link.drain(_DRAIN_S)
 
     def _counts(self) -> dict[str, object]:

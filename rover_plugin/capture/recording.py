@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recording files: the raw records of all shards, with everything else that analysing them again needs.
 
-Little-endian. The magic `ROVERREC`, a u16 version, then blocks, each a header (u8 kind, 3 bytes zero, u32 length) and
-`length` bytes:
+The blocks are what the live agent's main thread took, in the order in which it took it. So a replay is in every state
+the agent was in, and writes the same bytes.
+
+Little-endian. The magic `ROVERREC`, a u16 version, then blocks, each a header (u8 kind, 3 bytes zero, u32 length, u32
+CRC-32 of the content) and `length` bytes of content:
 
 | kind | block | content |
 |---|---|---|
 | 1 | header, the first one | JSON: `RecordingHeader` |
-| 2 | batch | u64 read time, u32 shard, then records, each a u32 length and its bytes as they came from the ring |
+| 2 | batch | u64 read time, u64 taken time, i64 clock offset, u32 shard, u32 flags (`Batch`), then records: each a u32
+length and its bytes as they came from the ring |
 | 3 | processes | u64 read time, then a `Changes` message of protos/rover/feed.proto |
-| 4 | clock | u64 read time, i64 wall clock minus CLOCK_MONOTONIC from now on |
+| 4 | settling | u64 time: connections that waited for a name were looked at again |
 | 5 | statistics | JSON: counts of kernel side and recorder at the end |
 | 6 | end, the last one | u64 time; its absence means that the recording was cut |
 
-Times are CLOCK_MONOTONIC nanoseconds. Blocks are in the order in which their content was read: batch boundaries and
-read times, empty batches included, are what flushing and expiry depend on. Readers pass over kinds they do not know.
+Times are CLOCK_MONOTONIC nanoseconds. Batch boundaries and read times, empty batches included, are what flushing and
+expiry depend on. Readers pass over kinds they do not know.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import zlib
 from dataclasses import asdict, dataclass, field, fields
 from typing import IO, TYPE_CHECKING, Any, Final, Self
 
@@ -39,15 +44,16 @@ MAGIC: Final = b"ROVERREC"
 VERSION: Final = 1
 
 _PREAMBLE: Final = struct.Struct("<8sH")
-_BLOCK: Final = struct.Struct("<B3xI")
-_BATCH: Final = struct.Struct("<QI")
+_BLOCK: Final = struct.Struct("<B3xII")
+_BATCH: Final = struct.Struct("<QQqII")
 _TIME: Final = struct.Struct("<Q")
-_CLOCK: Final = struct.Struct("<Qq")
-_LENGTH: Final = struct.Struct("<I")
+LENGTH: Final = struct.Struct("<I")
 _MAX_BLOCK: Final = 1 << 30
 _BUFFER: Final = 1 << 20
 
-_HEADER_KIND, _BATCH_KIND, _PROCESSES_KIND, _CLOCK_KIND, _STATISTICS_KIND, _END_KIND = range(1, 7)
+_FINAL: Final = 1  # flag of a batch
+
+_HEADER_KIND, _BATCH_KIND, _PROCESSES_KIND, _SETTLING_KIND, _STATISTICS_KIND, _END_KIND = range(1, 7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +76,6 @@ class RecordingHeader:
     Attributes:
         shards: how many there are.
         start_ns: CLOCK_MONOTONIC at the beginning.
-        clock_offset_ns: wall clock minus CLOCK_MONOTONIC, then.
         redacted: values are hidden, see `access_log.redaction`.
         local_addresses: of the recorded host, hexadecimal: both ends of a connection between two of them may be seen.
         agent, kernel, machine: for people.
@@ -78,7 +83,6 @@ class RecordingHeader:
 
     shards: int
     start_ns: int
-    clock_offset_ns: int
     redacted: bool = False
     local_addresses: tuple[str, ...] = ()
     options: AnalysisOptions = field(default_factory=AnalysisOptions)
@@ -89,11 +93,33 @@ class RecordingHeader:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Records taken from one shard's ring at a time; `records` as in the file."""
+    """Records a worker read from its shard's ring at a time; maybe none.
+
+    Attributes:
+        read_ns: when it had read them.
+        taken_ns: when the main process had them, and what came of them.
+        clock_offset_ns: wall clock minus CLOCK_MONOTONIC, as the worker knew it.
+        records: as in the file.
+        final: the shard ended after these.
+    """
 
     read_ns: int
+    taken_ns: int
+    clock_offset_ns: int
     shard: int
     records: bytes
+    final: bool = False
+
+    def pack(self) -> bytes:
+        """The block's content."""
+        flags = _FINAL if self.final else 0
+        return _BATCH.pack(self.read_ns, self.taken_ns, self.clock_offset_ns, self.shard, flags) + self.records
+
+    @classmethod
+    def unpack(cls, content: bytes) -> Batch:
+        """Reads what `pack` made; the records may be cut."""
+        read_ns, taken_ns, clock_offset_ns, shard, flags = _BATCH.unpack_from(content)
+        return cls(read_ns, taken_ns, clock_offset_ns, shard, content[_BATCH.size :], bool(flags & _FINAL))
 
     def each(self, handle: Callable[[memoryview, int, int], None]) -> int:
         """Gives each record to `handle(data, start, end)`, as `RingReader.read` does; returns how many."""
@@ -101,7 +127,7 @@ class Batch:
         data = memoryview(records)
         at, end, count = 0, len(records), 0
         while end - at >= 4:
-            (length,) = _LENGTH.unpack_from(records, at)
+            (length,) = LENGTH.unpack_from(records, at)
             start = at + 4
             at = start + length
             if at > end:  # cut here
@@ -120,11 +146,10 @@ class Processes:
 
 
 @dataclass(frozen=True, slots=True)
-class ClockSet:
-    """From here on, wall clock minus CLOCK_MONOTONIC is this."""
+class Settling:
+    """Connections that waited for a name were looked at again."""
 
     read_ns: int
-    offset_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +166,15 @@ class End:
     read_ns: int
 
 
-Block = Batch | Processes | ClockSet | Statistics | End
+Block = Batch | Processes | Settling | Statistics | End
+
+
+def pack_records(records: Iterable[bytes | bytearray]) -> bytes:
+    """Records as `Batch.records` has them."""
+    parts: list[bytes | bytearray] = []
+    for record in records:
+        parts += (LENGTH.pack(len(record)), record)
+    return b"".join(parts)
 
 
 class RecordingWriter:
@@ -167,21 +200,17 @@ class RecordingWriter:
         self._file.write(_PREAMBLE.pack(MAGIC, VERSION))
         self._json(_HEADER_KIND, asdict(header))
 
-    def batch(self, shard: int, read_ns: int, records: Iterable[bytes | bytearray]) -> None:
+    def batch(self, batch: Batch) -> None:
         """Writes what was read from one ring at a time, also if that was nothing."""
-        pack = _LENGTH.pack
-        parts: list[bytes | bytearray] = [_BATCH.pack(read_ns, shard)]
-        for record in records:
-            parts += (pack(len(record)), record)
-        self._block(_BATCH_KIND, b"".join(parts))
+        self._block(_BATCH_KIND, batch.pack())
 
     def processes(self, read_ns: int, changes: Iterable[Change]) -> None:
         """Writes what the process feed said."""
         self._block(_PROCESSES_KIND, _TIME.pack(read_ns) + encode_changes(changes).SerializeToString())
 
-    def clock(self, read_ns: int, offset_ns: int) -> None:
-        """Writes that the wall clock is another now."""
-        self._block(_CLOCK_KIND, _CLOCK.pack(read_ns, offset_ns))
+    def settling(self, read_ns: int) -> None:
+        """Writes that connections without a name are looked at again now."""
+        self._block(_SETTLING_KIND, _TIME.pack(read_ns))
 
     def flush(self) -> None:
         """Hands what is buffered to the operating system, so that it survives this process."""
@@ -202,7 +231,7 @@ class RecordingWriter:
 
     def _block(self, kind: int, content: bytes) -> None:
         try:
-            self._file.write(_BLOCK.pack(kind, len(content)))
+            self._file.write(_BLOCK.pack(kind, len(content), zlib.crc32(content)))
             self._file.write(content)
         except OSError as error:
             raise self._cannot_write(error) from error
@@ -228,8 +257,7 @@ class RecordingReader:
         try:
             self._file: IO[bytes] = path.open("rb", buffering=_BUFFER)
         except OSError as error:
-            message = f"cannot read the recording {path}: {error.strerror}"
-            raise RecordingError(message, hint="name a file that `rover-host record` wrote", path=str(path)) from error
+            raise self._cannot_read(error) from error
         self.cut = True
         try:
             self.header = self._read_header()
@@ -252,17 +280,17 @@ class RecordingReader:
         while True:
             kind, content, whole = self._read_block()
             if kind == _BATCH_KIND and len(content) >= _BATCH.size:
-                read_ns, shard = _BATCH.unpack_from(content)
-                if shard >= self.header.shards:
+                batch = Batch.unpack(content)
+                if batch.shard >= self.header.shards:
                     raise self._damaged()
-                yield Batch(read_ns, shard, content[_BATCH.size :])
+                yield batch
             if not whole:
                 return
             if kind == _PROCESSES_KIND:
                 changes = feed_pb2.Changes.FromString(content[_TIME.size :])
                 yield Processes(_TIME.unpack_from(content)[0], tuple(decode_changes(changes)))
-            elif kind == _CLOCK_KIND:
-                yield ClockSet(*_CLOCK.unpack(content))
+            elif kind == _SETTLING_KIND:
+                yield Settling(*_TIME.unpack(content))
             elif kind == _STATISTICS_KIND:
                 yield Statistics(json.loads(content))
             elif kind == _END_KIND:
@@ -271,7 +299,7 @@ class RecordingReader:
                 return
 
     def _read_header(self) -> RecordingHeader:
-        preamble = self._file.read(_PREAMBLE.size)
+        preamble = self._read(_PREAMBLE.size)
         if len(preamble) < _PREAMBLE.size or not preamble.startswith(MAGIC):
             message = f"{self._path} is not a recording"
             raise RecordingError(message, hint="name a file that `rover-host record` wrote", path=str(self._path))
@@ -280,20 +308,37 @@ class RecordingReader:
             message = f"{self._path} is a recording of version {version}, and this rover-host reads version {VERSION}"
             raise RecordingError(message, hint="use the rover-host that wrote it", path=str(self._path))
         kind, content, whole = self._read_block()
-        if kind != _HEADER_KIND or not whole:
+        if not whole:
+            message = f"the recording {self._path} ends within its header"
+            raise RecordingError(message, hint="record again", path=str(self._path))
+        if kind != _HEADER_KIND:
             raise self._damaged()
         return _decode_header(json.loads(content))
 
     def _read_block(self) -> tuple[int, bytes, bool]:
         """Kind, content, and whether that is the whole block; kind 0 at the end of the file."""
-        head = self._file.read(_BLOCK.size)
+        head = self._read(_BLOCK.size)
         if len(head) < _BLOCK.size:
             return 0, b"", False
-        kind, length = _BLOCK.unpack(head)
+        kind, length, checksum = _BLOCK.unpack(head)
         if length > _MAX_BLOCK:
             raise self._damaged()
-        content = self._file.read(length)
-        return kind, content, len(content) == length
+        content = self._read(length)
+        if len(content) < length:
+            return kind, content, False
+        if zlib.crc32(content) != checksum:
+            raise self._damaged()
+        return kind, content, True
+
+    def _read(self, size: int) -> bytes:
+        try:
+            return self._file.read(size)
+        except OSError as error:
+            raise self._cannot_read(error) from error
+
+    def _cannot_read(self, error: OSError) -> RecordingError:
+        message = f"cannot read the recording {self._path}: {error.strerror}"
+        return RecordingError(message, hint="name a file that `rover-host record` wrote", path=str(self._path))
 
     def _damaged(self) -> RecordingError:
         message = f"the recording {self._path} is damaged before byte {self._file.tell()}"

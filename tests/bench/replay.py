@@ -25,7 +25,7 @@ from rover_plugin.access_log.worker import Outbox, WorkerOptions
 from rover_plugin.capture.recording import Batch, RecordingReader, RecordingWriter
 from rover_plugin.discovery.table import Added
 from rover_plugin.telemetry.counters import Counters
-from tests.support.synthetic import CLOCK_OFFSET_NS, Kernel, header, server_process
+from tests.support.synthetic import CLOCK_OFFSET_NS, Kernel, header, made_batch, server_process
 
 CONNECTIONS = 1000
 BATCH = 2000
@@ -66,10 +66,10 @@ def write(path: Path, exchanges: int) -> None:
         records.append(kernel.call(connection, Direction.EGRESS, b"HTTP/1.1 200 OK\r\n" + SERVER_FIELDS))
         kernel.now_ns += 20_000
         if len(records) >= BATCH:
-            writer.batch(0, kernel.now_ns, records)
+            writer.batch(made_batch(kernel.now_ns, records))
             records = []
     records += [kernel.close(connection) for connection in range(1, CONNECTIONS + 1)]
-    writer.batch(0, kernel.now_ns, records)
+    writer.batch(made_batch(kernel.now_ns, records))
     writer.close(kernel.now_ns, {})
 
 

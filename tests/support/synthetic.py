@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rover_plugin.access_log.model import Direction
-from rover_plugin.capture.recording import AnalysisOptions, RecordingHeader, RecordingWriter
+from rover_plugin.capture.recording import AnalysisOptions, Batch, RecordingHeader, RecordingWriter, pack_records
 from rover_plugin.capture.records import CALL, CLOSE, OPEN, CallClass, OpenCause, RecordKind
 from rover_plugin.discovery.model import Entity, Process, ProcessKey
 from rover_plugin.discovery.table import Added
@@ -31,7 +31,6 @@ def header(*, shards: int = 1, redacted: bool = False, **options: object) -> Rec
     return RecordingHeader(
         shards,
         START_NS,
-        CLOCK_OFFSET_NS,
         redacted,
         ("7f000001",),
         AnalysisOptions(**options),  # type: ignore[arg-type]
@@ -97,6 +96,10 @@ class Kernel:
         return kind, call, direction, 0, 3, self.sequence, tgid, connection, self.now_ns - _STEP_NS // 2, self.now_ns
 
 
+def made_batch(now_ns: int, records: list[bytes], shard: int = 0) -> Batch:
+    return Batch(now_ns, now_ns, CLOCK_OFFSET_NS, shard, pack_records(records))
+
+
 def write_recording(
     path: Path, records: list[bytes], head: RecordingHeader | None = None, *, batch: int = 7, process: bool = True
 ) -> None:
@@ -107,5 +110,5 @@ def write_recording(
         writer.processes(now_ns, [Added(server_process())])
     for start in range(0, len(records), batch):
         now_ns += 20_000_000
-        writer.batch(0, now_ns, records[start : start + batch])
+        writer.batch(made_batch(now_ns, records[start : start + batch]))
     writer.close(now_ns + 1, {"records": len(records)})

@@ -23,6 +23,7 @@ from rover_plugin.access_log.redaction.http2 import Http2Redactor
 from rover_plugin.access_log.redaction.pieces import RecordedCall
 from rover_plugin.access_log.schedule import Schedule
 from rover_plugin.access_log.shard import Shard
+from rover_plugin.capture.recording import pack_records
 from rover_plugin.capture.records import CALL, HEADER, RecordKind
 from rover_plugin.discovery.table import Added, Removed, Updated
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from rover_plugin.access_log.connection import Connection
     from rover_plugin.access_log.model import Call, Exchange, Role
     from rover_plugin.access_log.protocols.analyzer import Analyzer
-    from rover_plugin.capture.recording import AnalysisOptions, RecordingHeader, RecordingWriter
+    from rover_plugin.capture.recording import AnalysisOptions, Batch, RecordingHeader, RecordingWriter
     from rover_plugin.discovery.table import Change
 
 HOLD_NS: Final = 1_000_000_000
@@ -137,21 +138,23 @@ class Redaction:
         self._held: deque[tuple[int, int, Callable[[], None]]] = deque()
         self._held_bytes = 0
 
-    def batch(self, shard: int, read_ns: int, records: Iterable[bytes]) -> None:
+    def batch(self, batch: Batch) -> None:
         """See `RecordingWriter.batch`."""
-        redactor = self._shards[shard]
-        redacted = [redactor.take(record) for record in records]
-        redactor.pass_time(read_ns)
-        self._hold(read_ns, sum(len(out) for _, out in redacted), partial(self._write, shard, read_ns, redacted))
+        redactor = self._shards[batch.shard]
+        redacted: list[tuple[bytes, bytearray]] = []
+        batch.each(lambda data, start, end: redacted.append(redactor.take(data[start:end].tobytes())))
+        redactor.pass_time(batch.read_ns)
+        size = sum(len(out) for _, out in redacted)
+        self._hold(batch.read_ns, size, partial(self._write, replace(batch, records=b""), redacted))
 
     def processes(self, read_ns: int, changes: Iterable[Change]) -> None:
         """See `RecordingWriter.processes`."""
         shown = [hide_command_line(change) for change in changes]
         self._hold(read_ns, 0, partial(self._writer.processes, read_ns, shown))
 
-    def clock(self, read_ns: int, offset_ns: int) -> None:
-        """See `RecordingWriter.clock`."""
-        self._hold(read_ns, 0, partial(self._writer.clock, read_ns, offset_ns))
+    def settling(self, read_ns: int) -> None:
+        """See `RecordingWriter.settling`."""
+        self._hold(read_ns, 0, partial(self._writer.settling, read_ns))
 
     def flush(self) -> None:
         """See `RecordingWriter.flush`."""
@@ -163,8 +166,8 @@ class Redaction:
             self._release()
         self._writer.close(now_ns, counts)
 
-    def _write(self, shard: int, read_ns: int, redacted: list[tuple[bytes, bytearray]]) -> None:
-        self._writer.batch(shard, read_ns, [head + out for head, out in redacted])
+    def _write(self, batch: Batch, redacted: list[tuple[bytes, bytearray]]) -> None:
+        self._writer.batch(replace(batch, records=pack_records(head + out for head, out in redacted)))
 
     def _hold(self, read_ns: int, size: int, write: Callable[[], None]) -> None:
         self._held.append((read_ns, size, write))

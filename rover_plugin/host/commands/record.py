@@ -24,17 +24,25 @@ if TYPE_CHECKING:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Stop after so long.")
 @click.option("--redact", is_flag=True, help="Hide values and bodies; lengths and structure stay.")
+@click.option("--output", type=click.Choice(["none", "console", "jsonl"]), default="none", show_default=True)
+@click.option("--path", default="-", show_default=True, help="Where jsonl goes: a file to append to, or - for stdout.")
 @settings_options
-def command(file: Path, seconds: float | None, redact: bool) -> None:
+def command(file: Path, seconds: float | None, redact: bool, output: str, path: str) -> None:
     """Records what the kernel reports of watched processes into FILE, until a signal, for `replay` and `explain`.
 
-    Follows the process feed of a running rover-host if there is one, else finds processes itself.
+    With an output it prints the access logs, too; `replay` will print the same. Follows the process feed of a running
+    rover-host if there is one, else finds processes itself.
     """
-    from rover_plugin.access_log.recorder import RecorderModule  # noqa: PLC0415 takes long, and only this needs it
+    from rover_plugin.access_log.module import AccessLogModule  # noqa: PLC0415 takes long, and only this needs it
+    from rover_plugin.access_log.recorder import Recorder  # noqa: PLC0415 see above
 
     # Nothing of this goes to the backend.
-    settings = load_settings("access_log.outputs=jsonl")
-    recorder = RecorderModule(file, redact=redact)
+    settings = load_settings(
+        f"access_log.outputs={'jsonl' if output == 'none' else output}",
+        f"access_log.jsonl.path={path}",
+        "process_discovery.local.active=true",
+    )
+    recorder = Recorder(file, redact=redact)
     stop = Stop()
     timer = threading.Timer(seconds, stop.request) if seconds else None
     with stop_on_signals(stop):
@@ -42,17 +50,16 @@ def command(file: Path, seconds: float | None, redact: bool) -> None:
             timer.daemon = True
             timer.start()
         try:
-            run([*_discovery(settings), recorder], settings, stop)
+            run([*_discovery(settings), AccessLogModule(recorder, silent=output == "none")], settings, stop)
         finally:
             if timer is not None:
                 timer.cancel()
     counts = recorder.counts
-    if not counts:
-        return
-    missing = counts["kernel"]["ring_full"]
-    click.echo(
-        f"{file}: {counts['records']} records, {counts['bytes']} bytes, {missing} lost for want of room", err=True
-    )
+    if counts:
+        missing = counts["kernel"]["ring_full"]
+        click.echo(
+            f"{file}: {counts['records']} records, {counts['bytes']} bytes, {missing} lost for want of room", err=True
+        )
 
 
 def _discovery(settings: Settings) -> tuple[Module, ...]:

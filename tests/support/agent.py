@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 ROOT = Path(__file__).parents[2]
 START_S = 60.0
+ROVER_HOST = str(Path(sys.executable).parent / "rover-host")
 
 
 class Agent:
@@ -27,9 +28,17 @@ class Agent:
         folder: for the feed socket and output files.
         outputs: value of access_log.outputs.
         settings: more `key=value` texts.
+        command: what rover-host is told, before all settings.
     """
 
-    def __init__(self, folder: Path, outputs: str = "jsonl", *settings: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        outputs: str = "jsonl",
+        *settings: str,
+        command: Sequence[str] = ("--modules", "access_log"),
+    ) -> None:
+        self._command = command
         self.jsonl = folder / "access.jsonl"
         self.console = folder / "console.txt"
         self._settings = [
@@ -61,7 +70,7 @@ class Agent:
 
     def start(self) -> None:
         """Returns once the access log has started."""
-        command = [str(Path(sys.executable).parent / "rover-host"), "--modules", "access_log"]
+        command = [ROVER_HOST, *self._command]
         for setting in self._settings:
             command += ["--set", setting]
         with self.console.open("w") as console:

@@ -97,9 +97,13 @@ class Hub:
         """Waits until the processes named at first are watched; False if that takes too long."""
         return self._complete.wait(timeout_s)
 
+    def expect_end(self) -> None:
+        """From now on a worker that ends is no failure."""
+        self._finishing = True
+
     def finish(self, timeout_s: float) -> bool:
         """Waits until every worker has handed on everything and closed its link; False if that takes too long."""
-        self._finishing = True
+        self.expect_end()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 

@@ -115,6 +115,8 @@ class AccessLogModule:
         """Detaches, lets the workers read their rings to the end, and flushes every output."""
         if self._capture is not None:
             self._capture.stop()
+        if self._hub is not None:
+            self._hub.expect_end()
         for worker in self._workers:
             worker.ask_to_finish()
         finished = self._hub is not None and self._hub.finish(_FINISH_S)

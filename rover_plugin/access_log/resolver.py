@@ -234,8 +234,9 @@ class Resolver:
 
     def _rename(self, pid: int, now_ns: int) -> None:
         for known in self._connections.values():
-            if known.facts.pid == pid and known.prefixes is not None:
+            if known.facts.pid == pid and (known.prefixes is not None or known.excluded):
                 known.prefixes = None
+                known.excluded = ""
                 if not self._name(known, now_ns):
                     known.deadline_ns = now_ns + _PEER_WAIT_NS
                     self._waiting.append(known.facts.id)

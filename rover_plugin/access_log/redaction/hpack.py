@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rover_plugin.access_log.protocols.http2.hpack import HeaderDecoder
 
 # Fields whose values may be seen: the result of an exchange is made of them.
+PATH_MARKS: Final = b"/?"  # where segments and the query begin
 KEPT: Final = frozenset((b":method", b":status", b":scheme", b":protocol", b"content-type", b"grpc-status"))
 
 _NAME = re.compile(rb":?[!#$%&'*+\-.^_`|~0-9a-z]{1,256}")
@@ -50,7 +51,8 @@ def redact_block(block: bytes, decoder: HeaderDecoder[Any]) -> bytes | None:
                         result[begin:at] = _filler(block[begin:at], coded=coded)
                 begin, at, coded = _string(block, at)
                 if name not in KEPT:
-                    result[begin:at] = _filler(block[begin:at], coded=coded)
+                    shown = PATH_MARKS if name == b":path" else b""
+                    result[begin:at] = _filler(block[begin:at], coded=coded, shown=shown)
             if at > end:
                 return None
             if byte < 0x80 and decoder.decode(bytes(result[start:at]))[3]:
@@ -82,28 +84,30 @@ def _name(decoder: HeaderDecoder[Any], index: int) -> bytes | None:
     return entries[61 - index][1] if index - 61 <= len(entries) else None
 
 
-def _filler(octets: bytes, *, coded: bool) -> bytes:
-    """Octets that hide `octets`, as many of them.
+def _filler(octets: bytes, *, coded: bool, shown: bytes = b"") -> bytes:
+    """Octets that hide `octets`, as many of them, but for the characters `shown`.
 
     Raises:
         ValueError: they are not Huffman-coded text.
     """
     if not coded:
-        return b"x" * len(octets)
+        return bytes(byte if byte in shown else ord("x") for byte in octets)
     text = huffman.decode(octets)
     if text is None:
         raise ValueError
-    count, size = len(text), len(octets)
+    hidden = [byte for byte in text if byte not in shown]
+    count, size = len(hidden), len(octets)
     if not count:
         return octets
-    if count >= size:
+    bits, longer = divmod(8 * size - sum(_CODES[byte][1] for byte in text if byte in shown), count)
+    if bits in _LETTERS and (bits + 1 in _LETTERS or not longer):
         # As long as codes of 5 to 8 bits can be: nothing but the two lengths shows.
-        bits, longer = divmod(8 * size, count)
-        symbols = [_LETTERS[bits]] * (count - longer) + [_LETTERS.get(bits + 1, 0)] * longer
+        letters = [_LETTERS[bits]] * (count - longer) + [_LETTERS.get(bits + 1, 0)] * longer
     else:
         # Rare characters have longer codes; how many of each length shows, but not where.
-        symbols = [_OF_LENGTH[length] for length in sorted(_CODES[byte][1] for byte in text)]
-    return _encode(symbols, size)
+        letters = [_OF_LENGTH[length] for length in sorted(_CODES[byte][1] for byte in hidden)]
+    filler = iter(letters)
+    return _encode([byte if byte in shown else next(filler) for byte in text], size)
 
 
 def _encode(symbols: list[int], size: int) -> bytes:

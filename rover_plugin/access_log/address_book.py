@@ -73,6 +73,10 @@ class AddressBook:
         self._leaving: deque[tuple[int, _End]] = deque()
         self._local_addresses = local_addresses or _CachedInterfaces()
 
+    def sizes(self) -> dict[str, int]:
+        """Entries by kind."""
+        return {"processes": len(self._processes), "ends": len(self._ends), "leaving": len(self._leaving)}
+
     def add_process(self, process: Process) -> None:
         """Learns or replaces a process."""
         self._processes[process.key.pid] = process

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rover_plugin.discovery.table import Change
     from rover_plugin.telemetry.counters import Counters
     from rover_plugin.telemetry.ledger import Ledger
+    from rover_plugin.telemetry.telemetry import Histograms
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +56,7 @@ class Hub:
         recorder: Recorder | None = None,
     ) -> None:
         self._outputs = outputs
+        self._book = book
         self._resolver = Resolver(encodings, outputs, book, counters, watch, unwatch)
         self._recorder = recorder
         self._fail = fail
@@ -65,6 +67,25 @@ class Hub:
         for number, channel in enumerate(channels):
             self._selector.register(channel, selectors.EVENT_READ, number)
         self._thread = threading.Thread(target=self._run, name="access-log-hub", daemon=True)
+
+    @property
+    def lag(self) -> Histograms:
+        """Seconds from the end of a call to its arrival here, by worker."""
+        return self._resolver.lag
+
+    @property
+    def connections(self) -> int:
+        """How many the main process knows."""
+        return self._resolver.connections
+
+    def address_book_sizes(self) -> dict[str, int]:
+        """Entries of the address book by kind."""
+        return self._book.sizes()
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
 
     @property
     def ledger(self) -> Ledger:

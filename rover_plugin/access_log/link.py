@@ -38,6 +38,7 @@ class Item(IntEnum):
     GONE = 3  # the connection's last item
     REPORT = 4  # the worker's own counts, as JSON
     RECORDS = 5  # in datagrams of their own: what the worker was given, see `tap`
+    MARK = 6  # instead of a connection id: when the oldest call of what was just handed over ended
 
 
 class ConnectionFacts(NamedTuple):
@@ -135,6 +136,10 @@ class LinkWriter:
             part = content[start : start + MAX_RECORDS]
             more = start + len(part) < len(content)
             self._waiting.append((_ITEM.pack(Item.RECORDS, more, 0, 0, len(part), 0) + part, 0))
+
+    def mark(self, oldest_ns: int) -> None:
+        """Tells how old what was handed over is: `oldest_ns` of CLOCK_MONOTONIC."""
+        self._append(_ITEM.pack(Item.MARK, 0, 0, 0, 0, oldest_ns))
 
     def _append(self, item: bytes) -> None:
         if self._size + len(item) > MAX_DATAGRAM:

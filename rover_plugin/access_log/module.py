@@ -14,6 +14,7 @@ from rover_plugin.access_log.hub import Hub
 from rover_plugin.access_log.options import analysis_options, capture_options, feed_address
 from rover_plugin.access_log.outputs.console import ConsoleOutput
 from rover_plugin.access_log.outputs.jsonl import JsonLinesOutput
+from rover_plugin.access_log.telemetry import AccessLogTelemetry
 from rover_plugin.access_log.worker import WorkerOptions
 from rover_plugin.access_log.workers import WorkerProcess
 from rover_plugin.capture.session import Capture, Statistic
@@ -57,6 +58,7 @@ class AccessLogModule:
         self._outputs: list[Output] = []
         self._hub: Hub | None = None
         self._feed: FeedClient | None = None
+        self._telemetry: AccessLogTelemetry | None = None
 
     def active(self, settings: Settings) -> bool:
         """`access_log.active`."""
@@ -83,10 +85,13 @@ class AccessLogModule:
             settings.items("access_log.exclude_cluster"),
             local_addresses,
         )
-        record = recorder is not None
+        worker_options = [
+            _worker_options(settings, shard, encodings, record=recorder is not None)
+            for shard in range(capture.options.shards)
+        ]
         self._workers = [
-            WorkerProcess(ring, capture.policies_descriptor, _worker_options(settings, shard, encodings, record=record))
-            for shard, ring in enumerate(capture.ring_descriptors())
+            WorkerProcess(ring, capture.policies_descriptor, told)
+            for ring, told in zip(capture.ring_descriptors(), worker_options, strict=True)
         ]
         self._hub = Hub(
             [worker.channel for worker in self._workers],
@@ -103,6 +108,9 @@ class AccessLogModule:
         capture.start()
         address = feed_address(settings)
         self._feed = FeedClient(address)
+        self._telemetry = AccessLogTelemetry(
+            context.telemetry, capture, self._workers, worker_options[0], self._hub, self._outputs, self._feed
+        )
         self._feed.follow(self._on_process, self._on_feed_state)
         if not self._hub.wait_for_processes(_FEED_S):
             log.warning("process_feed_slow", address=address, seconds=_FEED_S)
@@ -113,6 +121,8 @@ class AccessLogModule:
 
     def shutdown(self) -> None:
         """Detaches, lets the workers read their rings to the end, and flushes every output."""
+        if self._telemetry is not None:
+            self._telemetry.close()
         if self._capture is not None:
             self._capture.stop()
         if self._hub is not None:
@@ -201,4 +211,6 @@ def _make_output(name: str, context: Context) -> Output:
     from rover_plugin.access_log.outputs.skywalking import SkyWalkingOutput  # noqa: PLC0415 see above
     from rover_plugin.backend.module import CoreModule  # noqa: PLC0415 see above
 
-    return SkyWalkingOutput(context.settings, module_as(context.modules["core"], CoreModule), context.counters)
+    core = module_as(context.modules["core"], CoreModule)
+    context.telemetry.check("backend", core.unhealthy)
+    return SkyWalkingOutput(context.settings, core, context.counters)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from rover_plugin.access_log.link import Item, read_connection, read_items
 from rover_plugin.discovery.table import Removed, Updated
 from rover_plugin.telemetry.ledger import HUB_FULL, Ledger, Logs
+from rover_plugin.telemetry.telemetry import Histograms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ _PROCESS_WAIT_NS: Final = 3_000_000_000
 # Both ends of a local connection are told within one flush of the workers.
 _PEER_WAIT_NS: Final = 300_000_000
 _MAX_WAITING: Final = 200_000
+_LAG_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
 @dataclass(slots=True)
@@ -62,6 +64,7 @@ class Resolver:
 
     Attributes:
         ledger: what came over the links, and what became of it.
+        lag: seconds from the end of a call to its arrival here, by worker.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Resolver:
         self._waiting: deque[int] = deque()
         self._waiting_fragments = 0
         self.ledger = Ledger(encodings, outputs)
+        self.lag = Histograms("rover_capture_lag_seconds", _LAG_BOUNDS_S)
 
     def take(self, datagram: bytes, now_ns: int, worker: int = 0) -> None:
         """Takes one datagram of a worker's link."""
@@ -127,6 +131,8 @@ class Resolver:
                 known.gone = True
                 if not known.waiting:
                     self._drop(known, now_ns)
+        elif kind is Item.MARK:
+            self.lag.observe(max(0, now_ns - identity) / 1e9, (str(worker),))
         else:
             self.ledger.report(worker, json.loads(payload), self.waiting_logs())
 
@@ -172,6 +178,11 @@ class Resolver:
             return
         self._waiting_fragments += 1
         known.waiting.append(fragment)
+
+    @property
+    def connections(self) -> int:
+        """How many it knows."""
+        return len(self._connections)
 
     def waiting_logs(self) -> list[Logs]:
         """By encoding index, what waits for a name."""

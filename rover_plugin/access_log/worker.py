@@ -26,6 +26,7 @@ from rover_plugin.access_log.model import Completeness
 from rover_plugin.access_log.schedule import Schedule
 from rover_plugin.access_log.shard import Shard
 from rover_plugin.capture.bpf import Map
+from rover_plugin.capture.records import HEADER
 from rover_plugin.capture.ring import RingReader
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ _SEND_BUFFER: Final = 4 << 20
 _BUSY_WAIT_S: Final = 0.01
 _IDLE_WAIT_S: Final = 0.05
 _DRAIN_S: Final = 10.0
+_MARK_NS: Final = 100_000_000
 _POLICY: Final = struct.Struct("=IIBB6x")
 _POLICY_SKIP: Final = 1
 _POLICY_NEVER: Final = 2
@@ -187,6 +189,7 @@ class Worker:
 
             self._tap = Tap(options.shard, self._shard, self._link)
             self._handle = self._tap.handle
+        self._oldest_ns = self._next_mark_ns = 0
 
     def run(self) -> None:
         """Works until the main process closes the link; then reads the ring to its end and hands everything on."""
@@ -195,8 +198,13 @@ class Worker:
         self._set_clock()
         ring.also_wait_for(self._channel.fileno())
         while True:
+            self._oldest_ns = 0
+            ring.peek(self._note_oldest)
             taken = ring.read(self._handle, _BATCH)
             now_ns = time.monotonic_ns()
+            if self._oldest_ns and now_ns >= self._next_mark_ns:
+                self._next_mark_ns = now_ns + _MARK_NS
+                link.mark(self._oldest_ns)
             report_due = schedule.pass_time(now_ns)
             if tap is not None:
                 tap.tell(now_ns)
@@ -216,6 +224,9 @@ class Worker:
         self._outbox.set_clock(offset_ns)
         if self._tap is not None:
             self._tap.clock_offset_ns = offset_ns
+
+    def _note_oldest(self, data: memoryview, start: int, end: int) -> None:  # noqa: ARG002 what a ring reader gives
+        self._oldest_ns = HEADER.unpack_from(data, start)[-1]
 
     def _asked_to_finish(self) -> bool:
         try:
@@ -239,6 +250,7 @@ class Worker:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return {
             **shard_counts(self._options.shard, self._shard, self._outbox, self._link),
+            "waiting_messages": self._link.waiting_messages,
             "ring_pending": self._ring.pending(),
             "ring_most_pending": self._ring.most_pending,
             "ring_size": self._ring.size,

@@ -43,6 +43,11 @@ class WorkerProcess:
         """Its process id."""
         return self._process.pid
 
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self._process.poll() is None
+
     def ask_to_finish(self) -> None:
         """Lets it read its ring to the end, hand everything on, and exit."""
         with contextlib.suppress(OSError):

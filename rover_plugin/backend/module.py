@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from rover_plugin.backend.bulk import BulkStream
 from rover_plugin.backend.channel import ChannelPool
 from rover_plugin.backend.dialer import AddressList, Dialer
-from rover_plugin.backend.health import Health, HealthBoard
+from rover_plugin.backend.health import Health, HealthBoard, LinkState
 from rover_plugin.backend.node import NodeIdentity, read_node
 from rover_plugin.backend.security import Security
 from rover_plugin.errors import ModuleError
+from rover_plugin.telemetry.metrics import Sample
 
 if TYPE_CHECKING:
     import grpc
@@ -62,6 +63,7 @@ class CoreModule:
         self.node_name = read_node(settings.text("process_discovery.kubernetes.node_name"), "").name
         self._dialer = Dialer(addresses, security)
         self._channels = ChannelPool(addresses, security, self._health)
+        context.telemetry.register(self._samples)
 
     def notify_start_success(self) -> None:
         """Nothing waits for the others."""
@@ -78,6 +80,17 @@ class CoreModule:
     def health(self) -> Health:
         """Whether the backend can be reached; IDLE while nobody has tried."""
         return self._health.current()
+
+    def unhealthy(self) -> str:
+        """Why nothing can be sent, or an empty string."""
+        health = self.health
+        if health.state is LinkState.CONNECTED:
+            return ""
+        return f"{health.state.value} {health.address}: {health.reason}".rstrip(": ")
+
+    def _samples(self) -> list[Sample]:
+        now = self.health.state
+        return [Sample("rover_backend_state", state is now, (state.value,)) for state in LinkState]
 
     def node(self) -> NodeIdentity:
         """This host, its interfaces read anew."""

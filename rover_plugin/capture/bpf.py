@@ -26,8 +26,16 @@ _MAP_DELETE_ELEM = 3
 _MAP_GET_NEXT_KEY = 4
 _OBJ_GET_INFO_BY_FD = 15
 _RAW_TRACEPOINT_OPEN = 17
+_MAP_LOOKUP_BATCH = 24
+_ENABLE_STATS = 32
 
 _BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
+# union bpf_attr, `batch`: in_batch, out_batch, keys, values, count, map_fd, elem_flags, flags
+_BATCH = struct.Struct("=QQQQIIQQ")
+_BATCH_ENTRIES = 4096
+# struct bpf_prog_info: run_time_ns, run_cnt, recursion_misses
+_RUNS_OFFSET = 192
+_RUNS = struct.Struct("=QQQ")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -100,6 +108,28 @@ class Map:
             raise
         return True
 
+    def count(self) -> int:
+        """Number of entries of a hash map, read in batches (kernel/bpf/hashtab.c, __htab_map_lookup_batch)."""
+        # A batch ends before the first bucket that does not fit, so it must hold the longest chain there may be.
+        most = min(self.max_entries, _BATCH_ENTRIES)
+        keys = ctypes.create_string_buffer(most * self.key_size)
+        values = ctypes.create_string_buffer(most * self._size)
+        place = ctypes.create_string_buffer(4)  # the next bucket
+        beginning, total = 0, 0
+        while True:
+            addresses = (ctypes.addressof(place), ctypes.addressof(keys), ctypes.addressof(values))
+            attributes = ctypes.create_string_buffer(
+                _BATCH.pack(beginning, *addresses, most, self.fd, 0, 0), _BATCH.size
+            )
+            try:
+                _bpf(_MAP_LOOKUP_BATCH, attributes)
+            except OSError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                return total + int(_BATCH.unpack(attributes.raw)[4])  # this was the last
+            total += int(_BATCH.unpack(attributes.raw)[4])
+            beginning = ctypes.addressof(place)
+
     def keys(self) -> Iterator[bytes]:
         """Every key. Entries added or deleted meanwhile may be missed or seen twice."""
         key: bytes | None = None
@@ -143,3 +173,25 @@ def program_statistics(program: int) -> dict[str, int]:
     )
     run_time_ns, run_count, misses = struct.unpack_from("=QQQ", info, 192)
     return {"run_time_ns": run_time_ns, "runs": run_count, "misses": misses}
+
+
+def enable_statistics() -> int:
+    """Has the kernel count runs of all BPF programs until the returned descriptor is closed (since 5.8).
+
+    Raises:
+        CaptureError: the kernel refuses.
+    """
+    attributes = ctypes.create_string_buffer(struct.pack("=I", 0), 4)  # BPF_STATS_RUN_TIME
+    try:
+        return _bpf(_ENABLE_STATS, attributes)
+    except OSError as error:
+        raise CaptureError(f"the kernel does not count the runs of BPF programs: {error.strerror}") from error
+
+
+def program_runs(program: int) -> tuple[int, int, int]:
+    """Nanoseconds spent in a program, its runs, and runs missed because it was running, while they were counted."""
+    info = ctypes.create_string_buffer(_RUNS_OFFSET + _RUNS.size)
+    request = struct.pack("=IIQ", program, len(info), ctypes.addressof(info))
+    _bpf(_OBJ_GET_INFO_BY_FD, ctypes.create_string_buffer(request, len(request)))
+    nanoseconds, runs, missed = _RUNS.unpack_from(info, _RUNS_OFFSET)
+    return nanoseconds, runs, missed

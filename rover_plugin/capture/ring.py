@@ -68,6 +68,14 @@ class RingReader:
         """Bytes that wait to be read, with their record headers."""
         return self._produced[0] - self._position
 
+    def peek(self, look: Callable[[memoryview, int, int], None]) -> None:
+        """Gives the oldest waiting record to `look(data, start, end)`, if there is one, and leaves it where it is."""
+        if self._position < self._produced[0]:
+            at = self._position & self._mask
+            length = self._lengths[at >> 2]
+            if not length & (_BUSY | _DISCARDED):
+                look(self._data, at + _HEADER_SIZE, at + _HEADER_SIZE + length)
+
     def read(self, handle: Callable[[memoryview, int, int], None], limit: int = 1 << 30) -> int:
         """Gives each waiting record to `handle(data, start, end)`, oldest first, and frees their space as it goes.
 

@@ -14,7 +14,7 @@ import structlog
 
 from rover_plugin.capture.bpf import Map, possible_cpus
 from rover_plugin.capture.loader import load
-from rover_plugin.capture.plan import decide
+from rover_plugin.capture.plan import ACCESS_LOG_PROBES, decide
 from rover_plugin.capture.syscalls import call_classes
 from rover_plugin.errors import CaptureError
 
@@ -106,6 +106,7 @@ class Capture:
         self._connections = Map(maps["connections"])
         self._statistics = Map(maps["statistics"])
         self._lanes = Map(maps["lanes"])
+        self._tables = {name: Map(maps[name]) for name in ("connections", "policies", "processes", "threads")}
         classes = Map(maps["call_classes"])
         for number, kind in call_classes().items():
             classes.set(_U32.pack(number), bytes([kind]))
@@ -153,6 +154,14 @@ class Capture:
     def connection_count(self) -> int:
         """Connections the kernel side holds now; walks the table."""
         return sum(1 for _ in self._connections.keys())  # noqa: SIM118 a Map is no dict
+
+    def map_fill(self) -> dict[str, tuple[int, int]]:
+        """Entries now and at most of each table that grows, by name; reads the tables."""
+        return {name: (table.count(), table.max_entries) for name, table in self._tables.items()}
+
+    def probes(self) -> dict[str, bool]:
+        """Whether each probe is attached."""
+        return {probe.name: probe.name in self._loaded.links for probe in ACCESS_LOG_PROBES}
 
     def statistics(self) -> dict[Statistic, int]:
         """Counts of the kernel side since it was loaded, summed over the CPUs."""

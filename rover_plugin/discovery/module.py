@@ -15,6 +15,7 @@ from rover_plugin.discovery.reporter import ProcessReporter
 from rover_plugin.discovery.table import ProcessTable
 from rover_plugin.discovery.watcher import HostWatcher
 from rover_plugin.errors import SettingsError
+from rover_plugin.telemetry.metrics import Sample
 
 if TYPE_CHECKING:
     import grpc
@@ -66,6 +67,7 @@ class ProcessDiscoveryModule:
         core = cast("Core", context.modules["core"])
         finders = _finders(settings, core.cluster_name)
         self._server = _serve(settings, self.table)
+        context.telemetry.register(lambda: [Sample("rover_discovered_processes", len(self.table))])
         if not finders:
             log.warning("no_finder_active", hint="set process_discovery.local.active to true to watch local processes")
             return

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import closing, contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,10 @@ import structlog
 
 from rover_plugin.errors import ModuleError, RoverError
 from rover_plugin.host.module import Context
-from rover_plugin.telemetry.counters import Counters
+from rover_plugin.telemetry.telemetry import Telemetry
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from rover_plugin.host.module import Module
     from rover_plugin.settings import Settings
@@ -58,29 +59,47 @@ def run(modules: Sequence[Module], settings: Settings, stop: Stop) -> None:
     What goes wrong in a shutdown is a warning: the others are shut down all the same.
 
     Raises:
-        ModuleError: the first failure, be it of a start or later, after all modules are shut down.
+        ModuleError: the first failure, be it of telemetry, a start or later, after all modules are shut down.
     """
     started: list[Module] = []
     names = [module.name for module in modules]
     log.info("rover_starting", modules=names)
     begin = time.monotonic()
-    try:
-        if _start(modules, started, settings, stop):
-            log.info("rover_started", modules=names, seconds=round(time.monotonic() - begin, 3))
-            stop.wait()
-    finally:
-        for module in reversed(started):
-            _shutdown(module)
-        log.info("rover_stopped")
+    telemetry = Telemetry()
+    with _served(telemetry, settings):
+        try:
+            if _start(modules, started, settings, stop, telemetry):
+                telemetry.phase = ""
+                log.info("rover_started", modules=names, seconds=round(time.monotonic() - begin, 3))
+                stop.wait()
+        finally:
+            telemetry.phase = "stopping"
+            for module in reversed(started):
+                _shutdown(module)
+            log.info("rover_stopped")
     if stop.error is not None:
         what = "a module failed"
         raise _failure(what, stop.error, settings) from stop.error
 
 
-def _start(modules: Sequence[Module], started: list[Module], settings: Settings, stop: Stop) -> bool:
+@contextmanager
+def _served(telemetry: Telemetry, settings: Settings) -> Iterator[None]:
+    listen = settings.text("telemetry.listen")
+    if not listen:
+        yield
+        return
+    from rover_plugin.telemetry.server import TelemetryServer  # noqa: PLC0415 costs memory, and is off by default
+
+    with closing(TelemetryServer(listen, telemetry)):
+        yield
+
+
+def _start(
+    modules: Sequence[Module], started: list[Module], settings: Settings, stop: Stop, telemetry: Telemetry
+) -> bool:
     """Starts and notifies `modules`, adding each to `started`; returns whether it came to the end before `stop`."""
     by_name: dict[str, Module] = {}
-    context = Context(settings, Counters(), MappingProxyType(by_name), stop.fail)
+    context = Context(settings, telemetry.counters, MappingProxyType(by_name), stop.fail, telemetry)
     for module in modules:
         if stop.requested():
             return False

@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rover_plugin.telemetry.telemetry import Telemetry
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -22,12 +24,14 @@ class Context:
         counters: the process-wide counters; modules add to them, telemetry exports them.
         modules: the modules started before this one, by name (at least those it `requires`).
         fail: call it from any thread to stop the whole host with an error, as if a start had failed.
+        telemetry: where modules register gauges and health checks.
     """
 
     settings: Settings
     counters: Counters
     modules: Mapping[str, Module] = field(default_factory=dict)
     fail: Callable[[BaseException], None] = lambda _: None
+    telemetry: Telemetry = field(default_factory=Telemetry)
 
 
 class Module(Protocol):

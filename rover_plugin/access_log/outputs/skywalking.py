@@ -126,6 +126,11 @@ class SkyWalkingOutput:
         if batch.kernel_logs + batch.protocol_logs >= self._most_logs or len(batch.body) >= self._most_batch_bytes:
             self._seal()
 
+    def spool(self) -> tuple[int, int]:
+        """Bytes that wait, and room for them."""
+        with self._changed:
+            return self._held_bytes + len(self._batch.body), self._spool_bytes
+
     def standing(self) -> Standing:
         """What waits in the open batch, in the spool and for an answer is held."""
         with self._changed:

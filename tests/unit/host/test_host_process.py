@@ -115,6 +115,17 @@ def test_a_failed_start_exits_1_with_one_line_and_no_traceback(host: Host) -> No
     assert errors == "rover-host: module beta could not start: no such probe: use another kernel\n"
 
 
+def test_an_address_that_telemetry_cannot_have_exits_1_with_one_line(host: Host) -> None:
+    process = host("--modules", "beta", "--set", "logger.level=error", "--set", "telemetry.listen=192.0.2.1:9090")
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert output == ""
+    assert errors.startswith(
+        "rover-host: cannot serve telemetry on 192.0.2.1:9090: Cannot assign requested address: set"
+    )
+    assert errors.count("\n") == 1
+
+
 def test_debugging_shows_the_traceback_before_the_line(host: Host) -> None:
     process = host("--modules", "alpha", "--set", "logger.level=debug", fake="alpha.start=bug")
     _, errors = process.communicate(timeout=30)

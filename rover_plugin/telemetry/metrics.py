@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every metric there is, in one table: the endpoint serves these, and docs/metrics.md is generated from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+
+class Kind(StrEnum):
+    """Prometheus' types."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric.
+
+    Attributes:
+        name: as served, without a counter's `_total`.
+        kind: its type.
+        help: what it says, in one or two sentences.
+        labels: names of its labels.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+
+    @property
+    def served_name(self) -> str:
+        """The name to write in a query; a histogram has `_bucket`, `_sum` and `_count` behind it."""
+        return f"{self.name}_total" if self.kind is Kind.COUNTER else self.name
+
+
+class Sample(NamedTuple):
+    """One value of the metric `name`; `labels` in the order of the metric's."""
+
+    name: str
+    value: float
+    labels: tuple[str, ...] = ()
+
+
+def _counter(name: str, help_: str, *labels: str) -> Metric:
+    return Metric(name, Kind.COUNTER, help_, labels)
+
+
+def _gauge(name: str, help_: str, *labels: str) -> Metric:
+    return Metric(name, Kind.GAUGE, help_, labels)
+
+
+# Counters (telemetry.counters) of which the ledger makes its own lines.
+LEDGER_COUNTERS: Final = frozenset({"logs_exported", "logs_filtered", "logs_lost"})
+
+_LEDGER: Final = ("output", "unit")
+
+METRICS: Final = (
+    _gauge("rover_info", "Always 1; the version is in its label.", "version"),
+    # -- loss ledger: read + ahead = bookkeeping + exported + filtered + lost + unparsed + open --
+    _counter(
+        "rover_ledger_read", "Records (kernel) or exchanges (protocol) up to the workers' last reports.", *_LEDGER
+    ),
+    _gauge("rover_ledger_ahead", "What workers have handed over since their last reports.", *_LEDGER),
+    _counter("rover_ledger_bookkeeping", "Records that are no log: a connection was met midway.", *_LEDGER),
+    _counter("rover_ledger_exported", "Logs written, or confirmed by the backend.", *_LEDGER),
+    _counter("rover_ledger_filtered", "Logs left out on purpose.", *_LEDGER, "reason"),
+    _counter("rover_ledger_lost", "Logs lost in the ring, a queue, or while sending.", *_LEDGER, "stage", "reason"),
+    _counter("rover_ledger_unparsed", "Records that could not be used.", *_LEDGER, "reason"),
+    _gauge("rover_ledger_open", "Logs that are still with a worker, the hub or the output.", *_LEDGER, "where"),
+    _gauge("rover_ledger_imbalance", "What nobody can account for. Anything but 0 is a bug.", *_LEDGER),
+    _gauge("rover_ledger_worker_imbalance", "The same, of one worker alone.", "worker", "encoding", "unit"),
+    # -- from the kernel --
+    _counter("rover_kernel_events", "What the kernel side counted, see enum statistic in bpf/maps.h.", "event"),
+    _gauge("rover_bpf_map_entries", "Entries of a BPF map.", "map"),
+    _gauge("rover_bpf_map_max_entries", "Room for entries in a BPF map; a full one is a kernel event.", "map"),
+    _gauge("rover_probe_attached", "Whether a probe is attached; 0 means this kernel does not have it.", "probe"),
+    _counter("rover_probe_runs", "Runs of a BPF program, while they are counted (`?probes=1`).", "program"),
+    _counter("rover_probe_run_seconds", "Time spent in a BPF program, while it is counted (`?probes=1`).", "program"),
+    _gauge("rover_ring_bytes", "Bytes in the ring at the worker's last report.", "worker"),
+    _gauge("rover_ring_most_bytes", "Most bytes that ever waited in the ring.", "worker"),
+    _gauge("rover_ring_size_bytes", "Bytes the ring can hold.", "worker"),
+    Metric(
+        "rover_capture_lag_seconds",
+        Kind.HISTOGRAM,
+        "From the end of a system call to its record's arrival at the outputs; the oldest record of a batch, sampled "
+        "up to ten times a second.",
+        ("worker",),
+    ),
+    # -- workers --
+    _counter("rover_worker_records", "Records read.", "worker"),
+    _counter("rover_worker_lost_records", "Records missing from the ring, by gaps in their sequence.", "worker"),
+    _counter("rover_worker_exchanges", "Exchanges found.", "worker"),
+    _counter("rover_worker_errors", "What could not be understood, by reason.", "worker", "reason"),
+    _counter("rover_worker_gap_bytes", "Bytes that moved on connections without a record.", "worker"),
+    _counter("rover_worker_imbalance", "Calls that ended connections swallowed or gave out twice: a bug.", "worker"),
+    _gauge("rover_worker_held_calls", "Calls read and not handed on yet.", "worker"),
+    _gauge("rover_worker_connections", "Connections followed.", "worker"),
+    _gauge("rover_worker_connections_max", "Room for connections (access_log.connections.max).", "worker"),
+    _counter("rover_worker_evicted", "Connections given up for want of room.", "worker"),
+    _gauge("rover_worker_queue_messages", "Messages that wait for the main process.", "worker"),
+    _gauge("rover_worker_queue_size", "Room for such messages.", "worker"),
+    # -- main process --
+    _gauge("rover_hub_connections", "Connections known to the main process."),
+    _gauge("rover_address_book_entries", "Processes and connection ends that can be named.", "kind"),
+    _gauge("rover_spool_bytes", "Bytes of logs that wait for the backend."),
+    _gauge("rover_spool_max_bytes", "Room for such bytes (access_log.spool.max_bytes)."),
+    _gauge("rover_backend_state", "1 for the state the link to the backend is in.", "state"),
+    _gauge("rover_feed_state", "1 for the state the process feed is in.", "state"),
+    _gauge("rover_feed_age_seconds", "Time since the process feed last said anything."),
+    _counter("rover_processes_not_watched", "Processes the kernel side had no room for.", "reason"),
+    _gauge("rover_discovered_processes", "Processes in the table of process_discovery."),
+    _counter("rover_process_events_lost", "Process events lost; each time all of /proc is read again."),
+    _counter("rover_process_reports_failed", "Calls that report processes and failed.", "code"),
+    _counter("rover_process_reports_unanswered", "Processes reported that the backend gave no id."),
+    _counter("rover_process_ids_unexpected", "Ids from the backend for processes that were not reported."),
+    # -- what it costs --
+    _counter("rover_process_cpu_seconds", "CPU time of a process of the agent.", "process"),
+    _gauge(
+        "rover_process_resident_bytes", "Resident memory (RSS); pages shared by processes count in each.", "process"
+    ),
+    _gauge("rover_process_proportional_bytes", "Memory with shared pages divided among their users (PSS).", "process"),
+)
+
+_INTRODUCTION: Final = """\
+<!-- Generated by `rover-host metrics` from rover_plugin/telemetry/metrics.py. Do not edit. -->
+# Metrics
+
+Served at `http://<telemetry.listen>/metrics`, in Prometheus' text format or OpenMetrics. The setting is empty by
+default: nothing is served, and nothing is computed.
+
+`/healthz` answers 200 when all is well, else 503, both with the reasons as JSON: whether all modules have started, the
+workers live, the process feed speaks, and, where `skywalking` is an output, the backend is connected. It suits a
+readiness probe: restarting the agent does not bring a backend back.
+
+The lines `rover_ledger_*` of one output and unit add up exactly in every scrape:
+
+    read + ahead = bookkeeping + exported + filtered + lost + unparsed + open + imbalance
+
+They are as of the workers' last reports, at most about a second old; `rover_ledger_imbalance` must be 0.
+
+Run counts and times of the BPF programs cost every program on the host some nanoseconds a run, so the kernel counts
+them on demand only: from a scrape of `/metrics?probes=1` until two minutes have passed without another such scrape.
+
+| metric | type | labels | meaning |
+|---|---|---|---|
+"""
+
+
+def markdown() -> str:
+    """The documentation of all metrics: docs/metrics.md."""
+    rows = [
+        f"| `{metric.served_name}` | {metric.kind} | {', '.join(f'`{label}`' for label in metric.labels)} "
+        f"| {metric.help} |\n"
+        for metric in METRICS
+    ]
+    return _INTRODUCTION + "".join(rows)

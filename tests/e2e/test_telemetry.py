@@ -87,6 +87,7 @@ def test_health_names_a_backend_that_cannot_be_reached(tmp_path: Path) -> None:
     nowhere = f"core.backend.addr=127.0.0.1:{free_port()}"
     with Agent(tmp_path, "skywalking", _LISTEN, nowhere, "core.backend.check_period=1s") as agent:
         url = telemetry_url(agent)
+        agent.wait_for_event("rover_started")
         agent.wait_for_event("backend_disconnected")
         status, _, body = get(f"{url}/healthz")
         assert status == 503

@@ -5,7 +5,7 @@ As root: `make bench`, or `python tests/bench/agent.py [--scenario NAME]… [--r
 
 Each scenario alternates rounds without and with the agent, so that a machine whose speed drifts slows both alike. In a
 round the server is saturated by wrk, then loaded at a fixed rate by h2load. The server has CPU 0 to itself; load
-generator and agent share CPU 1, so what the server loses is what the kernel side costs it. `lossless` takes the pins off
+generator and agent share CPU 1, so what the server loses is what the kernel side costs it. `lossless` takes pins off
 and looks for the highest rate at which the agent, writing `jsonl`, loses nothing on the CPUs that it shares with server
 and load.
 """

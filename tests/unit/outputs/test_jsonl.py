@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""JSON lines: every log one object with both ends, appended whole, and counted even when the disk refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from rover_plugin.access_log.model import Completeness, TraceContext
+from rover_plugin.access_log.outputs.jsonl import JsonLinesOutput
+from rover_plugin.errors import RoverError
+from rover_plugin.telemetry.counters import Counters
+from tests.support.connections import SERVED, encoder, exchange
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def give(output: JsonLinesOutput, one: Any = None) -> None:
+    one = one or exchange()
+    fragment, logs = encoder().exchange(one)
+    output.write(output.connection_prefix(SERVED) + fragment, len(one.calls), logs)
+
+
+def written(tmp_path: Path, one: Any) -> dict[str, Any]:
+    output = JsonLinesOutput(str(tmp_path / "log"), Counters())
+    give(output, one)
+    output.close(1)
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    return json.loads(line)
+
+
+def test_an_exchange_is_one_object_with_both_ends_and_its_calls(tmp_path: Path) -> None:
+    item = written(tmp_path, exchange())
+    assert item == {
+        "connection": 7,
+        "role": "server",
+        "protocol": "http/1",
+        "tls": False,
+        "local": {"address": "127.0.0.1", "port": 80, "service": "shop", "process": "nginx", "pid": 812},
+        "remote": {"address": "127.0.0.1", "port": 51342, "service": "buyer", "process": "curl", "pid": 901},
+        "kind": "exchange",
+        "time": "1970-01-01T00:00:01.000000Z",
+        "start_ns": 1_000_000_000,
+        "end_ns": 1_001_200_000,
+        "method": "GET",
+        "path": "/index.html",
+        "host": "shop.example",
+        "status": 200,
+        "request_header_bytes": 80,
+        "request_body_bytes": 0,
+        "response_header_bytes": 230,
+        "response_body_bytes": 612,
+        "completeness": "complete",
+        "calls": [
+            {"call": "recvfrom", "start_ns": 900_000_000, "end_ns": 1_000_000_000, "bytes": 80},
+            {"call": "writev", "start_ns": 1_001_000_000, "end_ns": 1_001_200_000, "bytes": 842},
+        ],
+    }
+
+
+def test_what_is_unknown_is_null_and_labelled(tmp_path: Path) -> None:
+    item = written(
+        tmp_path, exchange(method=None, path=None, host=None, status=None, completeness=Completeness.LATE_JOIN)
+    )
+    assert (item["method"], item["path"], item["host"], item["status"]) == (None, None, None, None)
+    assert item["completeness"] == "late_join"
+
+
+def test_http2_has_its_stream_grpc_its_status_and_a_trace_its_ids(tmp_path: Path) -> None:
+    trace = TraceContext("zipkin", "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", "1")
+    item = written(tmp_path, exchange(version=2, stream_id=3, grpc_status=14, grpc_message='"away"', trace=trace))
+    assert (item["stream"], item["grpc_status"], item["grpc_message"]) == (3, 14, '"away"')
+    assert item["trace"] == {
+        "provider": "zipkin",
+        "trace_id": trace.trace_id,
+        "segment_id": trace.segment_id,
+        "span_id": "1",
+    }
+
+
+@pytest.mark.parametrize("path", ['/"\\', "/\x00\n\x7f", "/ä€😀", "/\ud800"])
+def test_any_text_from_the_network_is_escaped_to_one_line(tmp_path: Path, path: str) -> None:
+    assert written(tmp_path, exchange(path=path))["path"] == path
+
+
+def test_a_call_outside_exchanges_is_an_object_of_its_own(tmp_path: Path) -> None:
+    output = JsonLinesOutput(str(tmp_path / "log"), Counters())
+    for fragment, kernel_logs in encoder().calls(exchange().calls[:1]):
+        output.write(output.connection_prefix(SERVED) + fragment, kernel_logs, 0)
+    output.close(1)
+    item = json.loads((tmp_path / "log").read_text())
+    assert (item["kind"], item["call"], item["bytes"], item["connection"]) == ("call", "recvfrom", 80, 7)
+
+
+def test_a_file_is_appended_to_and_only_its_owner_may_read_it(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    for _ in range(2):
+        output = JsonLinesOutput(str(path), Counters())
+        give(output)
+        output.close(1)
+    assert len(path.read_text().splitlines()) == 2
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_much_is_written_before_a_tick_and_in_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    output = JsonLinesOutput(str(path), Counters())
+    for _ in range(1000):
+        give(output)
+    text = path.read_text()
+    assert text.endswith("}\n")
+    held = output.standing().held.protocol
+    assert text.count("\n") + held == 1000
+    assert 0 < held < 1000
+    output.close(1)
+    assert path.read_text().count("\n") == 1000
+
+
+def test_a_dash_is_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
+    output = JsonLinesOutput("-", Counters())
+    give(output)
+    output.close(1)
+    assert json.loads(capfd.readouterr().out)["kind"] == "exchange"
+
+
+def test_a_file_that_cannot_be_opened_says_what_to_set(tmp_path: Path) -> None:
+    with pytest.raises(RoverError, match=r"No such file.*access_log\.jsonl\.path"):
+        JsonLinesOutput(str(tmp_path / "missing" / "log"), Counters())
+
+
+def test_a_full_disk_is_counted_as_loss() -> None:
+    counters = Counters()
+    output = JsonLinesOutput("/dev/full", counters)
+    give(output)
+    output.tick()
+    assert counters.value("logs_lost", output="jsonl", unit="protocol", reason="write_failed") == 1
+    assert counters.value("logs_lost", output="jsonl", unit="kernel", reason="write_failed") == 2
+    assert counters.value("logs_exported", output="jsonl", unit="protocol") == 0
+    output.close(1)
+
+
+def test_a_pipe_takes_what_does_not_fit_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    lines: list[str] = []
+
+    def read() -> None:
+        with path.open() as pipe:
+            lines.extend(pipe)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    output = JsonLinesOutput(str(path), Counters())
+    for _ in range(2000):
+        give(output)
+    output.close(1)
+    reader.join()
+    assert len(lines) == 2000
+    assert all(json.loads(line)["connection"] == 7 for line in lines)
+
+
+def test_a_pipe_nobody_reads_is_counted_as_loss(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    counters = Counters()
+    output = JsonLinesOutput(str(path), counters)
+    os.close(reader)
+    give(output)
+    output.tick()
+    assert counters.value("logs_lost", output="jsonl", unit="protocol", reason="closed_pipe") == 1
+    output.close(1)

@@ -11,6 +11,7 @@ from rover_plugin.access_log.address_book import AddressBook, interface_addresse
 from rover_plugin.access_log.link import ConnectionFacts
 from rover_plugin.discovery.model import Entity, Process, ProcessKey
 
+SECOND = 1_000_000_000
 HOST = ipaddress.ip_address("192.0.2.7").packed
 LOOPBACK = ipaddress.ip_address("127.0.0.1").packed
 ELSEWHERE = ipaddress.ip_address("198.51.100.9").packed
@@ -90,34 +91,27 @@ def test_the_end_of_a_closed_connection_is_remembered_for_its_peer() -> None:
     names = book(process(1, "client.a"), process(2, "server.b"))
     server = facts(2, (LOOPBACK, 80), (LOOPBACK, 4000), identity=2, role="server")
     names.learn(server)
-    names.forget(server)
+    names.forget(server, 0)
     assert names.peer_is_known(facts(1, (LOOPBACK, 4000), (LOOPBACK, 80)))
 
 
-def test_closed_connections_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    monkeypatch.setattr("rover_plugin.access_log.address_book.time.monotonic", lambda: now)
+def test_closed_connections_do_not_pile_up() -> None:
     names = book(process(1, "client.a"))
-    for port in range(1000, 2000):
-        one = facts(1, (HOST, port), (ELSEWHERE, 80))
+    for number in range(1000):
+        one = facts(1, (HOST, 1000 + number), (ELSEWHERE, 80))
         names.learn(one)
-        names.forget(one)
-        now += 1.0
-    assert len(names._ends) < 10
-    assert len(names._leaving) < 10
+        names.forget(one, number * SECOND)
+    assert all(size < 10 for size in names.sizes().values())
 
 
-def test_a_listening_end_lives_as_long_as_one_of_its_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    monkeypatch.setattr("rover_plugin.access_log.address_book.time.monotonic", lambda: now)
+def test_a_listening_end_lives_as_long_as_one_of_its_connections() -> None:
     names = book(process(1, "client.a"), process(2, "server.b"))
     first = facts(2, (LOOPBACK, 80), (LOOPBACK, 4000), identity=2, role="server")
     second = facts(2, (LOOPBACK, 80), (LOOPBACK, 4001), identity=3, role="server")
     names.learn(first)
     names.learn(second)
-    names.forget(first)
-    now = 60.0
-    names.forget(second)  # what is due goes; this one is due later
+    names.forget(first, 0)
+    names.forget(second, 60 * SECOND)  # what is due goes; this one is due later
     assert names.peer_is_known(facts(1, (LOOPBACK, 4001), (LOOPBACK, 80)))
 
 

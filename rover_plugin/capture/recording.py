@@ -5,7 +5,7 @@ The blocks are what the live agent's main thread took, in the order in which it 
 the agent was in, and writes the same bytes.
 
 Little-endian. The magic `ROVERREC`, a u16 version, then blocks, each a header (u8 kind, 3 bytes zero, u32 length, u32
-CRC-32 of the content) and `length` bytes of content:
+CRC-32 of kind, length and content) and `length` bytes of content:
 
 | kind | block | content |
 |---|---|---|
@@ -44,7 +44,8 @@ MAGIC: Final = b"ROVERREC"
 VERSION: Final = 1
 
 _PREAMBLE: Final = struct.Struct("<8sH")
-_BLOCK: Final = struct.Struct("<B3xII")
+_BLOCK: Final = struct.Struct("<B3xI")
+_CHECKSUM: Final = struct.Struct("<I")
 _BATCH: Final = struct.Struct("<QQqII")
 _TIME: Final = struct.Struct("<Q")
 LENGTH: Final = struct.Struct("<I")
@@ -117,7 +118,7 @@ class Batch:
 
     @classmethod
     def unpack(cls, content: bytes) -> Batch:
-        """Reads what `pack` made; the records may be cut."""
+        """Reads what `pack` made."""
         read_ns, taken_ns, clock_offset_ns, shard, flags = _BATCH.unpack_from(content)
         return cls(read_ns, taken_ns, clock_offset_ns, shard, content[_BATCH.size :], bool(flags & _FINAL))
 
@@ -126,12 +127,10 @@ class Batch:
         records = self.records
         data = memoryview(records)
         at, end, count = 0, len(records), 0
-        while end - at >= 4:
+        while at < end:
             (length,) = LENGTH.unpack_from(records, at)
             start = at + 4
             at = start + length
-            if at > end:  # cut here
-                break
             handle(data, start, at)
             count += 1
         return count
@@ -231,7 +230,8 @@ class RecordingWriter:
 
     def _block(self, kind: int, content: bytes) -> None:
         try:
-            self._file.write(_BLOCK.pack(kind, len(content), zlib.crc32(content)))
+            head = _BLOCK.pack(kind, len(content))
+            self._file.write(head + _CHECKSUM.pack(zlib.crc32(content, zlib.crc32(head))))
             self._file.write(content)
         except OSError as error:
             raise self._cannot_write(error) from error
@@ -272,21 +272,16 @@ class RecordingReader:
         self._file.close()
 
     def blocks(self) -> Iterator[Block]:
-        """All blocks after the header, in order; of a cut file, as far as they go.
+        """All blocks after the header, in order; of a cut file those that are whole.
 
         Raises:
             RecordingError: the file is damaged.
         """
-        while True:
-            kind, content, whole = self._read_block()
-            if kind == _BATCH_KIND and len(content) >= _BATCH.size:
-                batch = Batch.unpack(content)
-                if batch.shard >= self.header.shards:
-                    raise self._damaged()
-                yield batch
-            if not whole:
-                return
-            if kind == _PROCESSES_KIND:
+        while (block := self._read_block()) is not None:
+            kind, content = block
+            if kind == _BATCH_KIND:
+                yield Batch.unpack(content)
+            elif kind == _PROCESSES_KIND:
                 changes = feed_pb2.Changes.FromString(content[_TIME.size :])
                 yield Processes(_TIME.unpack_from(content)[0], tuple(decode_changes(changes)))
             elif kind == _SETTLING_KIND:
@@ -307,28 +302,28 @@ class RecordingReader:
         if version != VERSION:
             message = f"{self._path} is a recording of version {version}, and this rover-host reads version {VERSION}"
             raise RecordingError(message, hint="use the rover-host that wrote it", path=str(self._path))
-        kind, content, whole = self._read_block()
-        if not whole:
+        block = self._read_block()
+        if block is None:
             message = f"the recording {self._path} ends within its header"
             raise RecordingError(message, hint="record again", path=str(self._path))
-        if kind != _HEADER_KIND:
+        if block[0] != _HEADER_KIND:
             raise self._damaged()
-        return _decode_header(json.loads(content))
+        return _decode_header(json.loads(block[1]))
 
-    def _read_block(self) -> tuple[int, bytes, bool]:
-        """Kind, content, and whether that is the whole block; kind 0 at the end of the file."""
-        head = self._read(_BLOCK.size)
-        if len(head) < _BLOCK.size:
-            return 0, b"", False
-        kind, length, checksum = _BLOCK.unpack(head)
+    def _read_block(self) -> tuple[int, bytes] | None:
+        """Kind and content of the next block that is whole."""
+        head = self._read(_BLOCK.size + _CHECKSUM.size)
+        if len(head) < _BLOCK.size + _CHECKSUM.size:
+            return None
+        kind, length = _BLOCK.unpack_from(head)
         if length > _MAX_BLOCK:
             raise self._damaged()
         content = self._read(length)
         if len(content) < length:
-            return kind, content, False
-        if zlib.crc32(content) != checksum:
+            return None
+        if zlib.crc32(content, zlib.crc32(head[: _BLOCK.size])) != _CHECKSUM.unpack_from(head, _BLOCK.size)[0]:
             raise self._damaged()
-        return kind, content, True
+        return kind, content
 
     def _read(self, size: int) -> bytes:
         try:

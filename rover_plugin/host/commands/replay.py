@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def command(file: Path, output: str, path: str) -> None:
     """Analyses a recording as the agent does, and prints its access logs: the same each time, with no privileges.
 
-    What it comes to is said on standard error. Exits 1 if the ledger does not balance.
+    What it comes to is said on standard error. Exits 1 if FILE cannot be read to its end, or the ledger does not balance.
     """
     from rover_plugin.access_log.replay import replay  # noqa: PLC0415 takes long, and only this needs it
     from rover_plugin.capture.recording import RecordingReader  # noqa: PLC0415 see above
@@ -38,7 +38,7 @@ def command(file: Path, output: str, path: str) -> None:
             sink.close(1.0)
     for line in _report(summary):
         click.echo(line, err=True)
-    if summary.imbalance:
+    if summary.imbalance or summary.cut:
         raise click.exceptions.Exit(1)
 
 

@@ -82,3 +82,9 @@ class FeedError(RoverError):
 
 class RecordingError(RoverError):
     """A recording file cannot be written or read."""
+
+
+class UnknownConnectionError(RecordingError):
+    """A recording has no connection of the number that was asked for. Exit code 2."""
+
+    exit_code = 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recording files that are whole, cut, damaged, foreign or unreadable: what `replay` makes of them, and its exit code."""
+"""Recording files that are whole, cut, damaged, foreign or unreadable: what `replay` says, and its exit code."""
 
 from __future__ import annotations
 

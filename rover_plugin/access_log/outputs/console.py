@@ -12,7 +12,7 @@ import json
 import sys
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from rover_plugin.access_log.outputs.lines import opening
+from rover_plugin.access_log.outputs.lines import opening, printable
 from rover_plugin.telemetry.ledger import Logs, standing
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class ConsoleOutput:
             self._paint("bold", f"{_name(item['local']):<24}"),
             f"{item['role']:<6}",
             f"{item['method'] or '?':<7}",
-            f"{_printable(item['path'] or '?'):<32}",
+            f"{printable(item['path'] or '?'):<32}",
             self._paint(status_colour, f"{shown_status:>6}"),
             f"{_duration(item['end_ns'] - item['start_ns']):>10}",
             f"{_size(item['request_header_bytes'] + item['request_body_bytes']):>9}",
@@ -106,7 +106,7 @@ class ConsoleOutput:
         if item["protocol"] == "http/2":
             parts.append(self._paint("dim", f"h2#{item['stream']}"))
         if failed:
-            message = f": {_printable(item['grpc_message'])}" if item["grpc_message"] else ""
+            message = f": {printable(item['grpc_message'])}" if item["grpc_message"] else ""
             parts.append(self._paint("red", item["grpc_status_name"] + message))
         if label != "complete":
             parts.append(self._paint("yellow", label))
@@ -123,11 +123,6 @@ def _name(end: dict[str, Any]) -> str:
 def _address(end: dict[str, Any]) -> str:
     host = f"[{end['address']}]" if ":" in end["address"] else end["address"]
     return f"{host}:{end['port']}"
-
-
-def _printable(text: str) -> str:
-    # Bytes from the network never steer a terminal.
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def _duration(nanoseconds: int) -> str:

@@ -33,3 +33,8 @@ def opening(connection: ResolvedConnection) -> bytes:
         "remote": _end(connection.remote),
     }
     return json.dumps(head, separators=(",", ":"))[:-1].encode() + b","
+
+
+def printable(text: str) -> str:
+    """The same text with nothing in it that steers a terminal: it may come from the network."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

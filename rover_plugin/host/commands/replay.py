@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 def command(file: Path, output: str, path: str) -> None:
     """Analyses a recording as the agent does, and prints its access logs: the same each time, with no privileges.
 
-    What it comes to is said on standard error. Exits 1 if FILE cannot be read to its end, or the ledger does not balance.
+    What it comes to is said on standard error. Exits 1 if FILE cannot be read to its end, or the ledger is out of
+    balance.
     """
     from rover_plugin.access_log.replay import replay  # noqa: PLC0415 takes long, and only this needs it
     from rover_plugin.capture.recording import RecordingReader  # noqa: PLC0415 see above

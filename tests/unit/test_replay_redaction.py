@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hpack import Decoder, Encoder
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rover_plugin.access_log.protocols.http2.hpack import HeaderDecoder
@@ -57,6 +57,7 @@ def test_nothing_odd_in_a_head_lets_a_value_through(head: bytes) -> None:
     assert b"s3cr3t" not in redacted
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(_PATHS, st.lists(st.tuples(_NAMES, _VALUES), max_size=5)), min_size=1, max_size=6), st.data())
 def test_header_blocks_keep_their_length_their_tables_and_the_form_of_paths(
     requests: list[tuple[str, list[tuple[str, str]]]], data: st.DataObject

@@ -10,6 +10,7 @@
 #include "sockets.h"
 #include "connections.h"
 #include "bytes.h"
-#include "calls.h"
 #include "lifetimes.h"
+#include "calls.h"
+#include "io_uring.h"
 #include "processes.h"

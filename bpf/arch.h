@@ -1,22 +1,36 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* Where an architecture keeps a system call's arguments; they survive until the exit tracepoint. */
 
+/*
+ * Since 5.15 the current task and its registers come as typed pointers, whose fields the verifier lets us load directly:
+ * an instruction instead of a helper call of some 20 ns.
+ */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(5, 15, 0)
+#define CURRENT_TASK() ((struct task_struct *)bpf_get_current_task_btf())
+#define USER_REGISTERS(task, raw) ((struct pt_regs *)bpf_task_pt_regs(task))
+#define FIELD(from) (from)
+#else
+#define CURRENT_TASK() ((struct task_struct *)bpf_get_current_task())
+#define USER_REGISTERS(task, raw) ((struct pt_regs *)(raw))
+#define FIELD(from) READ(from)
+#endif
+
 #if defined(__x86_64__)
-#define ARGUMENT_0(user) READ((user)->di)
-#define ARGUMENT_1(user) READ((user)->si)
-#define ARGUMENT_2(user) READ((user)->dx)
-#define ARGUMENT_3(user) READ((user)->r10)
-#define SYSCALL_NUMBER_OF(user) READ((user)->orig_ax)
+#define ARGUMENT_0(user) FIELD((user)->di)
+#define ARGUMENT_1(user) FIELD((user)->si)
+#define ARGUMENT_2(user) FIELD((user)->dx)
+#define ARGUMENT_3(user) FIELD((user)->r10)
+#define SYSCALL_NUMBER_OF(user) FIELD((user)->orig_ax)
 #define TS_COMPAT_BIT 2 /* arch/x86/include/asm/thread_info.h TS_COMPAT */
-#define IS_COMPAT(task) (READ((task)->thread_info.status) & TS_COMPAT_BIT)
+#define IS_COMPAT(task) (FIELD((task)->thread_info.status) & TS_COMPAT_BIT)
 #elif defined(__aarch64__)
-#define ARGUMENT_0(user) READ((user)->orig_x0) /* x0 holds the result by then */
-#define ARGUMENT_1(user) READ((user)->regs[1])
-#define ARGUMENT_2(user) READ((user)->regs[2])
-#define ARGUMENT_3(user) READ((user)->regs[3])
-#define SYSCALL_NUMBER_OF(user) READ((user)->syscallno)
+#define ARGUMENT_0(user) FIELD((user)->orig_x0) /* x0 holds the result by then */
+#define ARGUMENT_1(user) FIELD((user)->regs[1])
+#define ARGUMENT_2(user) FIELD((user)->regs[2])
+#define ARGUMENT_3(user) FIELD((user)->regs[3])
+#define SYSCALL_NUMBER_OF(user) FIELD((user)->syscallno)
 #define TIF_32BIT_BIT (1 << 22) /* arch/arm64/include/asm/thread_info.h TIF_32BIT */
-#define IS_COMPAT(task) (READ((task)->thread_info.flags) & TIF_32BIT_BIT)
+#define IS_COMPAT(task) (FIELD((task)->thread_info.flags) & TIF_32BIT_BIT)
 #else
 #error "rover knows the system call registers of x86-64 and arm64 only"
 #endif

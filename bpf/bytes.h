@@ -2,10 +2,11 @@
 /* Copies a call's bytes out of the caller's memory: never more than the call moved, never more than is wanted. */
 
 /* Upper bound of iovec segments that are copied; bytes of later ones are counted as not captured. */
-#define MAX_SEGMENTS 32
+#define MAX_SEGMENTS 256
 /* The kernel ends a chain of tail calls at 33. */
 #define MAX_MESSAGES 32
-#define MESSAGE_SEGMENTS 16
+/* The kernel takes no more in one call (UIO_MAXIOV). */
+#define MOST_MESSAGES 1024
 
 struct span {
 	u64 base;    /* user address of the buffer, or of the iovec array */
@@ -24,7 +25,7 @@ struct span {
  * the million allowed (6.18). Lengths are 64 bits wide because for 32-bit ones clang checks a shifted copy and passes on
  * the unchecked register.
  */
-static __always_inline u32 copy_span(struct scratch *scratch, struct span *span, u64 skip, u64 want, int segments)
+static __always_inline u32 copy_span(struct scratch *scratch, struct span *span, u64 skip, u64 want)
 {
 	u64 length, at;
 
@@ -43,7 +44,7 @@ static __always_inline u32 copy_span(struct scratch *scratch, struct span *span,
 	scratch->cursor.skip = skip;
 	scratch->cursor.want = want;
 	scratch->cursor.copied = 0;
-	for (int i = 0; i < segments; i++) {
+	for (int i = 0; i < MAX_SEGMENTS; i++) {
 		struct iovec segment = {};
 
 		if (i >= span->segments || scratch->cursor.want == 0)

@@ -1,9 +1,19 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* System calls: noted at entry, recorded at exit, when bytes and positions are known. */
 
+#define MSG_OOB_FLAG 1
 #define MSG_PEEK_FLAG 2
 #define MSG_TRUNC_FLAG 0x20
 #define MSG_ERRQUEUE_FLAG 0x2000
+
+#define EINTR_NUMBER 4
+#define EFAULT_NUMBER 14
+#define EINVAL_NUMBER 22
+#define EAFNOSUPPORT_NUMBER 97
+#define EISCONN_NUMBER 106
+#define EALREADY_NUMBER 114
+#define EINPROGRESS_NUMBER 115
+#define ERESTARTSYS_NUMBER 512
 
 static __always_inline u32 class_of(u32 number)
 {
@@ -27,7 +37,7 @@ int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 	tid = pid_tgid;
 	if (!watched(tgid))
 		return 0;
-	if (IS_COMPAT((struct task_struct *)bpf_get_current_task())) {
+	if (IS_COMPAT(CURRENT_TASK())) {
 		count(STAT_COMPAT); /* other numbers, other layouts: better nothing than nonsense */
 		return 0;
 	}
@@ -56,7 +66,8 @@ struct io {
 	u32 direction;
 	u32 tgid;
 	u32 tid;
-	u32 position;
+	u32 position; /* of its first byte */
+	u32 opposite; /* reached in the other direction */
 	bool unreadable; /* bytes never were in the caller's memory */
 };
 
@@ -93,7 +104,7 @@ static __always_inline u32 wanted(struct connection *connection, struct io *io, 
 	return size < CAPTURE_LIMIT ? size : CAPTURE_LIMIT;
 }
 
-static __always_inline void put_call(struct connection *connection, struct io *io, struct span *span, int segments)
+static __always_inline void put_call(struct connection *connection, struct io *io, struct span *span)
 {
 	u32 cpu = bpf_get_smp_processor_id();
 	struct scratch *scratch = scratch_map.lookup(&cpu);
@@ -104,7 +115,7 @@ static __always_inline void put_call(struct connection *connection, struct io *i
 		return;
 	announce(connection, io->sk, PROGRAM_CALL);
 	want = wanted(connection, io, span->size, &skip);
-	captured = want ? copy_span(scratch, span, skip, want, segments) : 0;
+	captured = want ? copy_span(scratch, span, skip, want) : 0;
 	scratch->record.header.kind = RECORD_CALL;
 	scratch->record.header.call = io->call;
 	scratch->record.header.direction = io->direction;
@@ -118,8 +129,7 @@ static __always_inline void put_call(struct connection *connection, struct io *i
 	scratch->record.offset = captured ? skip : 0;
 	scratch->record.captured = captured;
 	scratch->record.position = io->position;
-	scratch->record.opposite = io->direction == EGRESS ? read_position((struct sock *)io->sk)
-							   : written_position((struct sock *)io->sk);
+	scratch->record.opposite = io->opposite;
 	scratch->record.tid = io->tid;
 	OPAQUE(captured);
 	if (captured > CAPTURE_LIMIT)
@@ -127,57 +137,106 @@ static __always_inline void put_call(struct connection *connection, struct io *i
 	put(&scratch->record.header, sizeof(struct call_record) + captured, PROGRAM_CALL);
 }
 
-/* The connection of this I/O, made now if it is older than the agent or came from elsewhere. */
-static __always_inline struct connection *connection_of(struct io *io)
+/* The connection of this I/O, made now if it is older than the agent or came from elsewhere; or 0. */
+static __always_inline struct connection *connection_of(struct io *io, u32 size)
 {
 	struct connection *connection = connections.lookup(&io->sk);
 	u64 now;
+	u8 state;
 
-	if (connection)
+	if (connection) {
+		if (!(connection->flags & CONNECTION_PENDING))
+			return connection;
+		/* Fast open: written before there is a connection; these bytes are a gap. Else its outcome has escaped us. */
+		state = state_of((struct sock *)io->sk);
+		if (state == TCP_SYN_SENT || state == TCP_SYN_RECV || state == TCP_CLOSE)
+			return 0;
+		connected(connection, io->sk, true, PROGRAM_CALL);
 		return connection;
+	}
 	if (!is_tcp((struct sock *)io->sk)) {
 		count(STAT_NOT_TCP);
 		return 0;
 	}
 	now = bpf_ktime_get_ns();
-	return make_connection(io->sk, io->tgid, CAUSE_MET, now, now);
+	connection = make_connection(io->sk, io->tgid, CAUSE_MET, now, now);
+	if (!connection)
+		return 0;
+	/* It begins for us before this call, not after it. */
+	if (io->direction == EGRESS)
+		connection->written -= size;
+	else
+		connection->read -= size;
+	return connection;
 }
 
-/* The position its socket has reached in the direction of this I/O. */
-static __always_inline u32 position_of(struct io *io)
+/* Where `size` bytes that the call has just moved began, and how far the other direction is. */
+static __always_inline void locate(struct connection *connection, struct io *io, u32 size)
 {
-	return io->direction == EGRESS ? written_position((struct sock *)io->sk) : read_position((struct sock *)io->sk);
+	u32 written = written_position(connection, (struct sock *)io->sk);
+	u32 read = read_position(connection, (struct sock *)io->sk);
+
+	io->position = (io->direction == EGRESS ? written : read) - size;
+	io->opposite = io->direction == EGRESS ? read : written;
 }
 
-/* One span whose first byte is at io->position. */
-static __always_inline void io_done(struct io *io, struct span *span, int segments)
+static __always_inline void accepted(u32 tgid, u64 sk, u64 enter_ns, u32 program)
 {
-	struct connection *connection = connection_of(io);
-
-	if (connection)
-		put_call(connection, io, span, segments);
-}
-
-static __always_inline void accepted(u32 tgid, int fd, u64 enter_ns)
-{
-	u64 sk = sock_of(fd);
 	struct connection *connection;
 
 	if (!sk || !is_tcp((struct sock *)sk))
 		return;
 	connection = make_connection(sk, tgid, CAUSE_ACCEPT, enter_ns, bpf_ktime_get_ns());
 	if (connection)
-		announce(connection, sk, PROGRAM_CALL);
+		announce(connection, sk, program);
+}
+
+/*
+ * connect(2) has failed. Most failures are state changes and recorded there. The others end before any (no route), or
+ * without an error in the socket (no free port).
+ */
+static __always_inline void connect_failed(int fd, u64 address, u32 tgid, u64 enter_ns, int error)
+{
+	u64 sk, now;
+	struct connection *connection;
+
+	switch (error) {
+	case EINPROGRESS_NUMBER:
+	case EALREADY_NUMBER:
+	case EISCONN_NUMBER:
+	case EINTR_NUMBER:
+	case EFAULT_NUMBER:
+	case EINVAL_NUMBER:
+	case EAFNOSUPPORT_NUMBER:
+	case ERESTARTSYS_NUMBER:
+		return;
+	}
+	sk = sock_of(fd);
+	if (!sk || !is_tcp((struct sock *)sk) || state_of((struct sock *)sk) != TCP_CLOSE)
+		return;
+	now = bpf_ktime_get_ns();
+	connection = connections.lookup(&sk);
+	if (!connection)
+		connection = make_connection(sk, tgid, CAUSE_CONNECT, enter_ns, now);
+	else if (!(connection->flags & CONNECTION_PENDING))
+		return;
+	if (!connection)
+		return;
+	clear(connection, CONNECTION_PENDING);
+	connection->open_ns = now;
+	connection->error = error;
+	announce_asked(connection, sk, PROGRAM_CALL, address);
 }
 
 int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
-	struct pt_regs *user = (struct pt_regs *)ctx->args[0];
+	struct pt_regs *user = USER_REGISTERS(CURRENT_TASK(), ctx->args[0]);
 	long result = ctx->args[1];
 	u32 class = class_of(SYSCALL_NUMBER_OF(user));
 	u64 pid_tgid;
 	u32 tid;
 	struct thread *thread;
+	struct connection *connection;
 	struct io io = {};
 	struct span span = {};
 	u64 flags = 0;
@@ -190,10 +249,15 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	if (!thread || thread->call != class)
 		return 0;
 	thread->call = CALL_NONE;
-	if (result < 0 || class == CALL_CONNECT || class == CALL_CLOSE || class == CALL_SHUTDOWN)
+	if (class == CALL_CONNECT) {
+		if (result < 0)
+			connect_failed(ARGUMENT_0(user), ARGUMENT_1(user), pid_tgid >> 32, thread->enter_ns, -result);
+		return 0;
+	}
+	if (result < 0 || class == CALL_CLOSE || class == CALL_SHUTDOWN)
 		return 0;
 	if (class == CALL_ACCEPT) {
-		accepted(pid_tgid >> 32, result, thread->enter_ns);
+		accepted(pid_tgid >> 32, sock_of(result), thread->enter_ns, PROGRAM_CALL);
 		return 0;
 	}
 	if (result == 0)
@@ -245,35 +309,41 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	}
 	if (!io.sk)
 		return 0;
-	if (io.direction == INGRESS && flags & (MSG_PEEK_FLAG | MSG_ERRQUEUE_FLAG))
-		return 0; /* the position does not move: the same bytes are read again, or are no stream bytes */
+	if (io.direction == INGRESS && flags & (MSG_PEEK_FLAG | MSG_OOB_FLAG | MSG_ERRQUEUE_FLAG))
+		return 0; /* the position does not move: the same bytes are read again, or are no bytes of the stream */
 	if (flags & MSG_TRUNC_FLAG)
 		io.unreadable = true; /* tcp(7): discarded, not copied */
 	if (class == CALL_SENDMMSG || class == CALL_RECVMMSG) {
 		thread->message_call = class;
+		thread->messages = result;
 		thread->message = 0;
 		tail_programs.call(ctx, TAIL_MESSAGES);
 		return 0;
 	}
-	io.position = position_of(&io) - span.size;
-	io_done(&io, &span, MAX_SEGMENTS);
+	connection = connection_of(&io, span.size);
+	if (!connection)
+		return 0;
+	locate(connection, &io, span.size);
+	put_call(connection, &io, &span);
 	return 0;
 }
 
-/* All messages' bytes together; those beyond MAX_MESSAGES show as a jump of the position. */
-static __always_inline u32 bytes_of_messages(struct mmsghdr *vector, u32 messages)
+/*
+ * All messages' bytes together; those beyond MAX_MESSAGES get no record and show as a jump of the position. The running
+ * numbers live in the map for the reason copy_span gives.
+ */
+static __always_inline u32 bytes_of_messages(struct thread *thread, struct mmsghdr *vector)
 {
-	u32 total = 0;
-
-	for (int i = 0; i < MAX_MESSAGES; i++) {
+	thread->position = 0;
+	for (int i = 0; i < MOST_MESSAGES; i++) {
 		u32 length = 0;
 
-		if (i >= messages)
+		if (i >= thread->messages)
 			break;
 		bpf_probe_read_user(&length, sizeof(length), &vector[i].msg_len);
-		total += length;
+		thread->position += length;
 	}
-	return total;
+	return thread->position;
 }
 
 /*
@@ -282,34 +352,42 @@ static __always_inline u32 bytes_of_messages(struct mmsghdr *vector, u32 message
  */
 int tail_messages(struct bpf_raw_tracepoint_args *ctx)
 {
-	struct pt_regs *user = (struct pt_regs *)ctx->args[0];
+	struct pt_regs *user = USER_REGISTERS(CURRENT_TASK(), ctx->args[0]);
 	u64 pid_tgid = bpf_get_current_pid_tgid();
 	u32 tid = pid_tgid;
-	u32 messages = ctx->args[1];
 	struct mmsghdr *vector = (struct mmsghdr *)ARGUMENT_1(user);
 	struct mmsghdr message = {};
 	struct thread *thread = threads.lookup(&tid);
+	struct connection *connection;
 	struct span span = {};
 	struct io io = {};
+	u32 total;
 
-	if (!thread || thread->message >= messages || thread->message >= MAX_MESSAGES)
+	if (!thread || thread->message >= thread->messages || thread->message >= MAX_MESSAGES)
 		return 0;
 	io.call = thread->message_call;
 	io.enter_ns = thread->enter_ns;
 	io.tgid = pid_tgid >> 32;
 	io.tid = tid;
 	io.direction = io.call == CALL_SENDMMSG ? EGRESS : INGRESS;
+	io.unreadable = io.direction == INGRESS && ARGUMENT_3(user) & MSG_TRUNC_FLAG;
 	io.sk = sock_of(ARGUMENT_0(user));
 	if (!io.sk || bpf_probe_read_user(&message, sizeof(message), &vector[thread->message]))
 		return 0;
+	total = thread->message == 0 ? bytes_of_messages(thread, vector) : 0;
+	connection = connection_of(&io, total);
+	if (!connection)
+		return 0;
+	locate(connection, &io, total);
 	if (thread->message == 0)
-		thread->position = position_of(&io) - bytes_of_messages(vector, messages);
-	io.position = thread->position;
+		thread->position = io.position;
+	else
+		io.position = thread->position;
 	span.base = (u64)message.msg_hdr.msg_iov;
 	span.segments = message.msg_hdr.msg_iovlen;
 	span.size = message.msg_len;
 	if (span.size)
-		io_done(&io, &span, MESSAGE_SEGMENTS);
+		put_call(connection, &io, &span);
 	thread->position += span.size;
 	thread->message++;
 	tail_programs.call(ctx, TAIL_MESSAGES);

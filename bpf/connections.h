@@ -6,6 +6,34 @@ static __always_inline bool watched(u32 tgid)
 	return processes.lookup(&tgid) != 0;
 }
 
+static __always_inline void set(struct connection *connection, u64 flags)
+{
+	__sync_fetch_and_or(&connection->flags, flags);
+}
+
+static __always_inline void clear(struct connection *connection, u64 flags)
+{
+	__sync_fetch_and_and(&connection->flags, ~flags);
+}
+
+/* What the state of a socket that we have not followed says of it. */
+static __always_inline u64 flags_of(u8 state)
+{
+	switch (state) {
+	case TCP_CLOSE_WAIT:
+		return CONNECTION_PEER_FIN;
+	case TCP_FIN_WAIT1:
+	case TCP_FIN_WAIT2:
+		return CONNECTION_FIN;
+	case TCP_CLOSING:
+	case TCP_LAST_ACK:
+		return CONNECTION_FIN | CONNECTION_PEER_FIN;
+	case TCP_CLOSE:
+		return CONNECTION_PEER_FIN | CONNECTION_DOWN;
+	}
+	return 0;
+}
+
 static __always_inline struct connection *make_connection(u64 sk, u32 tgid, u8 cause, u64 start_ns, u64 open_ns)
 {
 	struct connection fresh = {};
@@ -19,11 +47,26 @@ static __always_inline struct connection *make_connection(u64 sk, u32 tgid, u8 c
 	fresh.open_ns = open_ns;
 	fresh.tgid = tgid;
 	fresh.cause = cause;
-	if (connections.update(&sk, &fresh)) {
+	if (cause != CAUSE_CONNECT) {
+		fresh.last_written = READ(((struct tcp_sock *)sk)->write_seq);
+		fresh.flags = flags_of(state_of((struct sock *)sk));
+		if (fresh.flags & CONNECTION_DOWN && READ(((struct sock *)sk)->sk_err))
+			fresh.flags |= CONNECTION_BY_PEER;
+		fresh.written = written_position(&fresh, (struct sock *)sk);
+		fresh.read = read_position(&fresh, (struct sock *)sk);
+	}
+	if (cause == CAUSE_MET) {
+		/* Two threads may meet it at once: the first makes it. */
+		connections.insert(&sk, &fresh);
+	} else if (connections.update(&sk, &fresh)) {
 		count(STAT_CONNECTIONS_FULL);
 		return 0;
 	}
-	return connections.lookup(&sk);
+	struct connection *made = connections.lookup(&sk);
+
+	if (!made)
+		count(STAT_CONNECTIONS_FULL);
+	return made;
 }
 
 static __always_inline union event *event_of(u32 program)
@@ -36,8 +79,11 @@ static __always_inline union event *event_of(u32 program)
 	return event;
 }
 
-/* Puts the open record, once; a full ring is tried again at the connection's next record. */
-static __always_inline void announce(struct connection *connection, u64 sk, u32 program)
+/*
+ * Puts the open record, once: two threads may do a connection's first I/O. A full ring is tried again at the connection's
+ * next record. `asked` is the user's sockaddr of a connect that failed before the socket knew it, else 0.
+ */
+static __always_inline void announce_asked(struct connection *connection, u64 sk, u32 program, u64 asked)
 {
 	union event *event;
 	struct open_record *open;
@@ -45,7 +91,7 @@ static __always_inline void announce(struct connection *connection, u64 sk, u32 
 	if (connection->flags & CONNECTION_ANNOUNCED)
 		return;
 	event = event_of(program);
-	if (!event)
+	if (!event || __sync_fetch_and_or(&connection->flags, CONNECTION_ANNOUNCED) & CONNECTION_ANNOUNCED)
 		return;
 	open = &event->open;
 	open->header.kind = RECORD_OPEN;
@@ -57,38 +103,56 @@ static __always_inline void announce(struct connection *connection, u64 sk, u32 
 	open->error = connection->error;
 	if (connection->error)
 		open->header.flags = OPEN_FAILED;
+	open->written = connection->written;
+	open->read = connection->read;
 	describe(open, (struct sock *)sk);
-	if (put(&open->header, sizeof(*open), program) == 0)
-		connection->flags |= CONNECTION_ANNOUNCED;
+	if (asked && open->remote_port == 0)
+		describe_asked(open, asked);
+	if (put(&open->header, sizeof(*open), program))
+		clear(connection, CONNECTION_ANNOUNCED);
+	else if (connection->error)
+		set(connection, CONNECTION_CLOSED);
 }
 
-static __always_inline void close_connection(struct connection *connection, u64 sk, u64 enter_ns, u64 exit_ns, u8 flags,
-					     u32 program)
+static __always_inline void announce(struct connection *connection, u64 sk, u32 program)
+{
+	announce_asked(connection, sk, program, 0);
+}
+
+/*
+ * Puts the close record, and before it the open record where it is still owed; then forgets the connection. A full ring
+ * is tried again when the socket is destroyed. Returns whether it is forgotten; then `connection` may be another's.
+ */
+static __always_inline bool close_connection(struct connection *connection, u64 sk, u64 enter_ns, u64 exit_ns, u32 program)
 {
 	union event *event;
 	struct close_record *close;
 	struct tcp_sock *tcp = (struct tcp_sock *)sk;
 
 	if (connection->flags & CONNECTION_CLOSED)
-		return;
+		return false;
+	announce(connection, sk, program);
+	if (!(connection->flags & CONNECTION_ANNOUNCED))
+		return false;
 	event = event_of(program);
 	if (!event)
-		return;
+		return false;
 	close = &event->close;
 	close->header.kind = RECORD_CLOSE;
 	close->header.call = CALL_CLOSE;
-	close->header.flags = flags;
+	close->header.flags = connection->flags & CONNECTION_BY_PEER ? CLOSE_BY_PEER : 0;
 	close->header.tgid = connection->tgid;
 	close->header.connection = connection->id;
 	close->header.enter_ns = enter_ns;
 	close->header.exit_ns = exit_ns;
-	close->written = written_position((struct sock *)sk);
-	close->read = read_position((struct sock *)sk);
+	close->written = written_position(connection, (struct sock *)sk);
+	close->read = read_position(connection, (struct sock *)sk);
 	close->retransmitted = READ(tcp->total_retrans);
 	close->smoothed_rtt_us = READ(tcp->srtt_us) >> 3;
 	close->bytes_received = READ(tcp->bytes_received);
 	close->bytes_acked = READ(tcp->bytes_acked);
-	/* A full ring is tried again when the socket is destroyed. */
-	if (put(&close->header, sizeof(*close), program) == 0)
-		connection->flags |= CONNECTION_CLOSED;
+	if (put(&close->header, sizeof(*close), program))
+		return false;
+	connections.delete(&sk);
+	return true;
 }

@@ -2,6 +2,91 @@
 /* TCP state changes: the true moments of connect and close, whoever causes them. */
 
 #define ECONNABORTED_NUMBER 103
+#define SHUTDOWN_BOTH 3 /* include/net/sock.h SHUTDOWN_MASK */
+
+static __always_inline struct thread *current_thread(void)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+
+	return threads.lookup(&tid);
+}
+
+/* When the current thread began to let go of a socket: entry of close(2) and its kin, or now. */
+static __always_inline u64 closing_since(u64 now)
+{
+	struct thread *thread = current_thread();
+
+	return thread && thread->close_ns ? thread->close_ns : now;
+}
+
+static __always_inline bool in_shutdown(u64 sk)
+{
+	struct thread *thread = current_thread();
+
+	/* close(2) shuts both sides first; io_uring shuts down without a call of ours. */
+	return (thread && thread->call == CALL_SHUTDOWN) || READ(((struct sock *)sk)->sk_shutdown) != SHUTDOWN_BOTH;
+}
+
+static __always_inline void connecting(u64 sk)
+{
+	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	struct connection *connection;
+	struct thread *thread;
+	u64 now;
+
+	if (!watched(tgid) || !is_tcp((struct sock *)sk))
+		return;
+	thread = current_thread();
+	now = bpf_ktime_get_ns();
+	connection = make_connection(sk, tgid, CAUSE_CONNECT,
+				     thread && thread->call == CALL_CONNECT ? thread->enter_ns : now, now);
+	if (connection)
+		set(connection, CONNECTION_PENDING);
+}
+
+/* The outcome of a connect. */
+static __always_inline void connected(struct connection *connection, u64 sk, bool established, u32 program)
+{
+	struct tcp_sock *tcp = (struct tcp_sock *)sk;
+	struct thread *thread;
+	int error;
+
+	connection->open_ns = bpf_ktime_get_ns();
+	if (!established) {
+		error = READ(((struct sock *)sk)->sk_err);
+		thread = error ? 0 : current_thread();
+		if (thread && thread->call == CALL_CONNECT)
+			return; /* no port, no route: the call's result will say why */
+		/* No error is noted when the owner itself gives up: close of a connecting socket. */
+		connection->error = error ? error : ECONNABORTED_NUMBER;
+	}
+	/* The SYN counts among the bytes acknowledged. Not write_seq: fast open may have written already. */
+	connection->written = READ(tcp->snd_una) - (u32)READ(tcp->bytes_acked) + 1;
+	connection->read = READ(tcp->copied_seq);
+	clear(connection, CONNECTION_PENDING);
+	announce(connection, sk, program);
+}
+
+/*
+ * The connection is over for TCP, but its owner may hold the socket on and read what had come before: after a reset, or
+ * after both sides were shut down. Its end is recorded when the socket goes.
+ */
+static __always_inline void down(struct connection *connection, u64 sk, int old)
+{
+	u64 flags = CONNECTION_DOWN | CONNECTION_PEER_FIN;
+	u64 now;
+
+	/* The kernel uses write_seq for other things in the next connection of this socket. */
+	connection->last_written = written_position(connection, (struct sock *)sk);
+	if (READ(((struct sock *)sk)->sk_err))
+		flags |= CONNECTION_BY_PEER;
+	set(connection, flags);
+	if (flags & CONNECTION_BY_PEER || old == TCP_FIN_WAIT2 || old == TCP_CLOSING || old == TCP_LAST_ACK)
+		return;
+	/* The owner aborts it (SO_LINGER 0, unread bytes): positions and counters will not outlive this moment. */
+	now = bpf_ktime_get_ns();
+	close_connection(connection, sk, closing_since(now), now, PROGRAM_STATE);
+}
 
 /*
  * inet_sock_set_state(sk, oldstate, newstate). Runs in the context of whoever changes the state: the process in connect,
@@ -12,63 +97,40 @@ int on_inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
 	u64 sk = ctx->args[0];
 	int old = ctx->args[1];
 	int new = ctx->args[2];
-	u64 now, enter_ns;
-	u32 tid, tgid;
 	struct connection *connection;
-	struct thread *thread;
+	u64 now;
 
 	if (new == TCP_SYN_SENT) {
-		u64 pid_tgid = bpf_get_current_pid_tgid();
-
-		tid = pid_tgid;
-		tgid = pid_tgid >> 32;
-		if (!watched(tgid) || !is_tcp((struct sock *)sk))
-			return 0;
-		thread = threads.lookup(&tid);
-		now = bpf_ktime_get_ns();
-		enter_ns = thread && thread->call == CALL_CONNECT ? thread->enter_ns : now;
-		connection = make_connection(sk, tgid, CAUSE_CONNECT, enter_ns, now);
-		if (connection)
-			connection->flags |= CONNECTION_PENDING;
+		connecting(sk);
 		return 0;
 	}
 	connection = connections.lookup(&sk);
 	if (!connection)
 		return 0;
-	now = bpf_ktime_get_ns();
-	if (connection->flags & CONNECTION_PENDING) {
-		connection->flags &= ~CONNECTION_PENDING;
-		connection->open_ns = now;
-		if (new != TCP_ESTABLISHED) {
-			int error = READ(((struct sock *)sk)->sk_err);
-
-			/* No error is noted when the owner itself gives up: close of a connecting socket. */
-			connection->error = error ? error : ECONNABORTED_NUMBER;
-		}
-		announce(connection, sk, PROGRAM_STATE);
-		if (connection->error)
-			connection->flags |= CONNECTION_CLOSED;
+	if (old == TCP_SYN_SENT || old == TCP_SYN_RECV) {
+		/* SYN_RECV: both ends connect at once, the outcome is still open. */
+		if (connection->flags & CONNECTION_PENDING && new != TCP_SYN_RECV)
+			connected(connection, sk, new == TCP_ESTABLISHED, PROGRAM_STATE);
 		return 0;
 	}
-	if (new == TCP_CLOSE) {
-		tid = bpf_get_current_pid_tgid();
-		thread = threads.lookup(&tid);
-		/* An own close from a state in which the peer had closed too, or the last step of one already recorded. */
-		enter_ns = thread && thread->call == CALL_CLOSE ? thread->enter_ns : now;
-		announce(connection, sk, PROGRAM_STATE);
-		close_connection(connection, sk, enter_ns, now,
-				 old == TCP_ESTABLISHED || old == TCP_CLOSE_WAIT ? CLOSE_BY_PEER : 0, PROGRAM_STATE);
-		return 0;
-	}
-	if ((old == TCP_ESTABLISHED && new == TCP_FIN_WAIT1) || (old == TCP_CLOSE_WAIT && new == TCP_LAST_ACK)) {
+	switch (new) {
+	case TCP_CLOSE:
+		down(connection, sk, old);
+		break;
+	case TCP_CLOSE_WAIT:
+	case TCP_CLOSING:
+		set(connection, CONNECTION_PEER_FIN);
+		break;
+	case TCP_FIN_WAIT1:
+	case TCP_LAST_ACK:
 		/* Always our own doing: close, exit, exec, dup2 over it. Only shutdown leaves the socket in use. */
-		tid = bpf_get_current_pid_tgid();
-		thread = threads.lookup(&tid);
-		if (thread && thread->call == CALL_SHUTDOWN)
-			return 0;
-		enter_ns = thread && thread->close_ns ? thread->close_ns : now;
-		announce(connection, sk, PROGRAM_STATE);
-		close_connection(connection, sk, enter_ns, now, 0, PROGRAM_STATE);
+		if (!in_shutdown(sk)) {
+			now = bpf_ktime_get_ns();
+			if (close_connection(connection, sk, closing_since(now), now, PROGRAM_STATE))
+				break;
+		}
+		set(connection, CONNECTION_FIN);
+		break;
 	}
 	return 0;
 }
@@ -82,10 +144,13 @@ int on_tcp_destroy_sock(struct bpf_raw_tracepoint_args *ctx)
 
 	if (!connection)
 		return 0;
-	if (connection->flags & CONNECTION_ANNOUNCED && !(connection->flags & CONNECTION_CLOSED)) {
-		now = bpf_ktime_get_ns();
-		close_connection(connection, sk, now, now, 0, PROGRAM_END);
-	}
+	if (connection->flags & CONNECTION_PENDING)
+		connection->error = ECONNABORTED_NUMBER;
+	now = bpf_ktime_get_ns();
+	if (connection->error && !(connection->flags & CONNECTION_ANNOUNCED))
+		announce(connection, sk, PROGRAM_END);
+	else
+		close_connection(connection, sk, closing_since(now), now, PROGRAM_END);
 	connections.delete(&sk);
 	return 0;
 }

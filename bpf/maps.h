@@ -19,10 +19,11 @@ BPF_ARRAY(call_classes, u8, SYSCALLS);
 
 struct thread {
 	u64 enter_ns;
-	u64 close_ns; /* entry of the last close(2): up to 6.5 the socket is released after the call's exit tracepoint */
+	u64 close_ns; /* entry of a close(2) that was the last call: files may be released after its exit tracepoint */
 	u32 call;     /* enum call_class of the call it is in, CALL_NONE outside */
 	/* How far tail_messages has come: */
 	u32 message_call;
+	u32 messages;
 	u32 message;
 	u32 position;
 };
@@ -35,23 +36,31 @@ BPF_HASH(threads, u32, struct thread, MAX_THREADS);
 
 struct connection {
 	u64 id;
+	u64 flags;    /* CONNECTION_*; 64 bits because clang 14 has no narrower atomics for BPF */
 	u64 start_ns; /* connect or accept, entry */
 	u64 open_ns;  /* established, failed or met */
 	u32 tgid;     /* process that opened or met it */
 	u8 cause;     /* enum open_cause */
-	u8 flags;     /* CONNECTION_* */
 	u8 muted[2];  /* by direction: user space wants no bytes of it any more */
+	u8 pad;
 	u32 calls;
 	s32 error;
+	u32 written; /* positions it began at, or was met at */
+	u32 read;
+	u32 last_written; /* position the last written byte left, once the state is TCP_CLOSE: the kernel reuses the field */
 };
 
-#define CONNECTION_ANNOUNCED 1 /* its open record is in the ring; retried at the next call while not */
-#define CONNECTION_CLOSED 2    /* its close record is in the ring */
+#define CONNECTION_ANNOUNCED 1 /* its open record is in the ring, or about to be; retried at the next call while not */
+#define CONNECTION_CLOSED 2    /* its close record is in the ring, or there is none to come */
 #define CONNECTION_PENDING 4   /* connect(2) has begun, outcome unknown */
+#define CONNECTION_FIN 8       /* our FIN is queued and has taken a sequence number */
+#define CONNECTION_PEER_FIN 16 /* the peer's FIN may have come, and have taken a sequence number of what is read */
+#define CONNECTION_DOWN 32     /* TCP_CLOSE was reached while its owner still held it */
+#define CONNECTION_BY_PEER 64  /* by a reset or a time-out */
 
 /*
- * connections: struct sock * -> state. Made at connect, accept or first I/O of a watched process, deleted when the
- * kernel destroys the socket. Bound MAX_CONNECTIONS. Full: counted, the connection is not seen.
+ * connections: struct sock * -> state. Made at connect, accept or first I/O of a watched process, deleted with its
+ * close record, at the latest when the kernel destroys the socket. Bound MAX_CONNECTIONS. Full: counted, the connection is not seen.
  */
 BPF_HASH(connections, u64, struct connection, MAX_CONNECTIONS);
 
@@ -81,7 +90,8 @@ enum program {
 	PROGRAM_CALL = 0,  /* sys_exit */
 	PROGRAM_STATE = 1, /* inet_sock_set_state */
 	PROGRAM_END = 2,   /* tcp_destroy_sock */
-	PROGRAMS = 3,
+	PROGRAM_RING = 3,  /* io_uring_complete */
+	PROGRAMS = 4,
 };
 
 struct lane {

@@ -3,8 +3,6 @@
 
 #define AF_INET 2
 #define AF_INET6 10
-#define SOCKET_MODE 0140000
-#define MODE_TYPE 0170000
 
 #define READ(from)                                                                     \
 	({                                                                             \
@@ -13,28 +11,39 @@
 		value_;                                                                \
 	})
 
+/*
+ * The struct sock behind an open file, or 0 where it is no socket. A socket and its file point at each other; asking for
+ * that is cheaper than for the inode's mode, and nothing else looks like it.
+ */
+static __always_inline u64 sock_of_file(struct file *file)
+{
+	struct {
+		struct file *file;
+		struct sock *sk;
+	} back = {};
+	struct socket *socket;
+
+	if (!file)
+		return 0;
+	socket = READ(file->private_data);
+	_Static_assert(offsetof(struct socket, sk) == offsetof(struct socket, file) + sizeof(void *), "read in one");
+	bpf_probe_read_kernel(&back, sizeof(back), &socket->file);
+	return back.file == file ? (u64)back.sk : 0;
+}
+
 /* The struct sock behind one of the current task's descriptors, or 0 where it is no socket. */
 static __always_inline u64 sock_of(int fd)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	struct files_struct *files = READ(task->files);
-	struct fdtable *table = READ(files->fdt);
-	struct file **slots;
+	struct task_struct *task = CURRENT_TASK();
+	struct files_struct *files = FIELD(task->files);
+	struct fdtable *table = FIELD(files->fdt);
+	struct file **slots = FIELD(table->fd);
 	struct file *file = 0;
-	struct inode *inode;
-	struct socket *socket;
 
-	if (fd < 0 || (u32)fd >= READ(table->max_fds))
+	if (fd < 0 || (u32)fd >= FIELD(table->max_fds))
 		return 0;
-	slots = READ(table->fd);
 	bpf_probe_read_kernel(&file, sizeof(file), slots + fd);
-	if (!file)
-		return 0;
-	inode = READ(file->f_inode);
-	if ((READ(inode->i_mode) & MODE_TYPE) != SOCKET_MODE)
-		return 0;
-	socket = READ(file->private_data);
-	return (u64)READ(socket->sk);
+	return sock_of_file(file);
 }
 
 static __always_inline bool is_tcp(struct sock *sk)
@@ -44,14 +53,30 @@ static __always_inline bool is_tcp(struct sock *sk)
 	return (family == AF_INET || family == AF_INET6) && READ(sk->sk_protocol) == IPPROTO_TCP;
 }
 
-static __always_inline u32 written_position(struct sock *sk)
+static __always_inline u8 state_of(struct sock *sk)
 {
-	return READ(((struct tcp_sock *)sk)->write_seq);
+	return READ(sk->__sk_common.skc_state);
 }
 
-static __always_inline u32 read_position(struct sock *sk)
+/* The position after the last byte written: our FIN takes a sequence number but is no byte. */
+static __always_inline u32 written_position(struct connection *connection, struct sock *sk)
 {
-	return READ(((struct tcp_sock *)sk)->copied_seq);
+	u64 flags = connection->flags;
+
+	if (flags & CONNECTION_DOWN)
+		return connection->last_written;
+	return READ(((struct tcp_sock *)sk)->write_seq) - (flags & CONNECTION_FIN ? 1 : 0);
+}
+
+/* The position the next byte read will have: the peer's FIN is none, whoever has read it. */
+static __always_inline u32 read_position(struct connection *connection, struct sock *sk)
+{
+	u32 position = READ(((struct tcp_sock *)sk)->copied_seq);
+
+	if (connection->flags & CONNECTION_PEER_FIN && READ(sk->__sk_common.skc_flags) & (1UL << SOCK_DONE) &&
+	    position == READ(((struct tcp_sock *)sk)->rcv_nxt))
+		position--;
+	return position;
 }
 
 static __always_inline void describe(struct open_record *open, struct sock *sk)
@@ -69,9 +94,21 @@ static __always_inline void describe(struct open_record *open, struct sock *sk)
 	/* Not skc_num, which a failing connect has already given back when we are told. */
 	open->local_port = bpf_ntohs(READ(((struct inet_sock *)sk)->inet_sport));
 	open->remote_port = bpf_ntohs(READ(sk->__sk_common.skc_dport));
-	open->state = READ(sk->__sk_common.skc_state);
+	open->state = state_of(sk);
 	open->netns = READ(net->ns.inum);
-	open->written = written_position(sk);
-	open->read = read_position(sk);
 	open->cookie = (u64)sk;
+}
+
+/* The remote end of a connect that failed before the socket knew it: what the caller asked for. */
+static __always_inline void describe_asked(struct open_record *open, u64 address)
+{
+	u16 family = 0, port = 0;
+
+	bpf_probe_read_user(&family, sizeof(family), (void *)address);
+	bpf_probe_read_user(&port, sizeof(port), (void *)(address + offsetof(struct sockaddr_in, sin_port)));
+	open->remote_port = bpf_ntohs(port);
+	if (family == AF_INET && open->family == AF_INET)
+		bpf_probe_read_user(open->remote, 4, (void *)(address + offsetof(struct sockaddr_in, sin_addr)));
+	else if (family == AF_INET6)
+		bpf_probe_read_user(open->remote, 16, (void *)(address + offsetof(struct sockaddr_in6, sin6_addr)));
 }

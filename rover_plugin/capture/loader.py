@@ -21,7 +21,7 @@ from rover_plugin.data import data_path
 from rover_plugin.errors import CaptureError, PrivilegeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Container, Iterable, Mapping
 
 log = structlog.get_logger(__name__)
 
@@ -68,12 +68,15 @@ class LoadedProgram:
         self.programs.clear()
 
 
-def load(source_name: str, defines: Mapping[str, str | int], *, attach: bool = True) -> LoadedProgram:
+def load(
+    source_name: str, defines: Mapping[str, str | int], *, without: Container[str] = (), attach: bool = True
+) -> LoadedProgram:
     """Compiles `bpf/<source_name>`, loads every function `on_<tracepoint>` of it and attaches them.
 
     Args:
         source_name: file below bpf/, with its local headers.
         defines: preprocessor constants the source asks for.
+        without: tracepoints whose programs the defines leave out.
         attach: False leaves attaching to the caller, who may want to fill maps first.
 
     Raises:
@@ -83,7 +86,7 @@ def load(source_name: str, defines: Mapping[str, str | int], *, attach: bool = T
     source = read_source(data_path("bpf"), source_name)
     shards = int(defines.get("SHARDS", 8))
     maps = [name for name in _MAP.findall(source) + _TABLE.findall(source) if not _beyond(name, shards)]
-    programs = _PROGRAM.findall(source)
+    programs = [name for name in _PROGRAM.findall(source) if name.removeprefix("on_") not in without]
     request: dict[str, object] = {"source": source, "defines": dict(defines), "maps": maps, "programs": programs}
     loaded = _build(request)
     if attach:

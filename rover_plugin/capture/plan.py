@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import platform
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,11 +23,13 @@ class Probe:
         name: raw tracepoint; its program is `on_<name>`.
         required: without it the agent cannot work at all.
         lost: what cannot be seen without it.
+        since: first kernel whose structures the program knows.
     """
 
     name: str
     required: bool
     lost: str
+    since: tuple[int, int] = (0, 0)
 
 
 ACCESS_LOG_PROBES = (
@@ -35,6 +39,7 @@ ACCESS_LOG_PROBES = (
     Probe("sched_process_exec", required=False, lost="new processes are seen only when the process feed names them"),
     Probe("tcp_destroy_sock", required=True, lost="ended connections could be mistaken for new ones"),
     Probe("inet_sock_set_state", required=True, lost="connects and closes"),
+    Probe("io_uring_complete", required=False, lost="connections served by io_uring alone", since=(5, 19)),
     Probe("sys_enter", required=True, lost="all traffic"),
     Probe("sys_exit", required=True, lost="all traffic"),
 )
@@ -54,14 +59,24 @@ def available_tracepoints() -> frozenset[str]:
     return frozenset(path.name for path in TRACEFS.glob("*/*"))
 
 
+def kernel_version() -> tuple[int, int]:
+    """Major and minor number of the running kernel."""
+    major, minor = re.findall(r"\d+", platform.release())[:2]
+    return int(major), int(minor)
+
+
+def _has(probe: Probe) -> bool:
+    known = available_tracepoints()
+    return (not known or probe.name in known) and kernel_version() >= probe.since
+
+
 def decide(probes: tuple[Probe, ...] = ACCESS_LOG_PROBES) -> tuple[list[Probe], list[Probe]]:
     """Splits probes into those that will attach and those the kernel does not have.
 
     Raises:
         CaptureError: a required one is missing.
     """
-    known = available_tracepoints()
-    present = [probe for probe in probes if not known or probe.name in known]
+    present = [probe for probe in probes if _has(probe)]
     missing = [probe for probe in probes if probe not in present]
     for probe in missing:
         if probe.required:
@@ -75,5 +90,4 @@ def decide(probes: tuple[Probe, ...] = ACCESS_LOG_PROBES) -> tuple[list[Probe], 
 
 def describe() -> list[tuple[str, bool, str]]:
     """(probe, whether this kernel has it, what is lost without it), for `rover-host check` and the docs."""
-    known = available_tracepoints()
-    return [(probe.name, not known or probe.name in known, probe.lost) for probe in ACCESS_LOG_PROBES]
+    return [(probe.name, _has(probe), probe.lost) for probe in ACCESS_LOG_PROBES]

@@ -81,6 +81,8 @@ class Capture:
                 hint=f"set access_log.protocol_analyze.parallels to 1..{MAX_SHARDS}",
             )
         self.options = options
+        self._present, self._missing = decide()
+        missing = {probe.name for probe in self._missing}
         pages = options.ring_pages()
         # A power of two, for the verifier's sake, and not more than a ring can ever take in one record.
         limit = 1 << (min(options.capture_limit, pages * os.sysconf("SC_PAGESIZE") // 4) - 1).bit_length()
@@ -98,7 +100,9 @@ class Capture:
                 "CAPTURE_LIMIT": limit,
                 "ALWAYS_COPY": min(_ALWAYS_COPY, limit),
                 "AGENT_TGID": os.getpid(),
+                "IO_URING": int("io_uring_complete" not in missing),
             },
+            without=missing,
             attach=False,
         )
         maps = self._loaded.maps
@@ -114,10 +118,9 @@ class Capture:
 
     def start(self) -> None:
         """Attaches every probe this kernel has; says once which are missing and what that costs."""
-        present, missing = decide()
-        for probe in missing:
+        for probe in self._missing:
             log.warning("probe_missing", probe=probe.name, lost=probe.lost)
-        self._loaded.attach(probe.name for probe in present)
+        self._loaded.attach(probe.name for probe in self._present)
 
     def ring_descriptors(self) -> list[int]:
         """Map descriptor of each shard's ring."""

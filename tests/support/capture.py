@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 DEADLINE_S = 20.0
 _AF_INET = 2
 # struct connection of bpf/maps.h, up to tgid
-_CONNECTION = struct.Struct("=QQQI")
+_CONNECTION = struct.Struct("=QQQQI")
 
 
 def why_not() -> str:
@@ -224,7 +224,7 @@ class Recorder:
         """How many connections of these processes the kernel side holds now."""
         table = Map(self.capture._loaded.maps["connections"])
         values = [table.get(key) for key in table.keys()]  # noqa: SIM118 a Map is no dict
-        return sum(_CONNECTION.unpack_from(value)[3] in tgids for value in values if value is not None)
+        return sum(_CONNECTION.unpack_from(value)[4] in tgids for value in values if value is not None)
 
     def threads(self) -> set[int]:
         """Thread ids the kernel side holds state of."""

@@ -34,8 +34,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define SEGMENTS_SEEN 32 /* bpf/bytes.h MAX_SEGMENTS */
-#define MESSAGE_SEGMENTS_SEEN 16
+#define SEGMENTS_SEEN 256 /* bpf/bytes.h MAX_SEGMENTS */
 #define MESSAGES 5
 #define MOST_SEGMENTS 1024 /* UIO_MAXIOV */
 
@@ -158,7 +157,7 @@ static ssize_t messages(struct side *side, uint8_t *base, size_t size, bool send
 			/* An earlier message came short: its bytes belong before this one's. */
 			memmove(base + total, segments[i][0].iov_base, vector[i].msg_len);
 		tell(side, vector[i].msg_len,
-		     seen(segments[i], vector[i].msg_hdr.msg_iovlen, MESSAGE_SEGMENTS_SEEN, vector[i].msg_len), enter, now());
+		     seen(segments[i], vector[i].msg_hdr.msg_iovlen, SEGMENTS_SEEN, vector[i].msg_len), enter, now());
 		total += vector[i].msg_len;
 		if (sending && total < (size_t)((uint8_t *)segments[i][0].iov_base - base) + vector[i].msg_len)
 			die("a message was sent short in the middle");

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel side costs a process, call by call: a program's own time without probes, unwatched and watched. As root.
+
+The three take turns within one run and the least time of each counts, so that other load on the machine is no cost of ours.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from rover_plugin.capture.ring import RingReader
+from rover_plugin.capture.session import Capture, CaptureOptions
+from tests.support.mover import build
+
+ROUNDS = 60
+KINDS = {"tcp": 4000, "file": 20000, "other": 20000}
+SOURCE = Path(__file__).parents[1] / "support" / "pingpong.c"
+
+
+def drain(capture: Capture, done: threading.Event) -> None:
+    """Keeps the rings empty."""
+    readers = [RingReader(descriptor) for descriptor in capture.ring_descriptors()]
+    while not done.wait(0.005):
+        for reader in readers:
+            reader.read(lambda *_: None)
+    for reader in readers:
+        reader.close()
+
+
+def main(rounds: int) -> None:
+    """Prints a row for each kind of call."""
+    capture = Capture(CaptureOptions(ring_bytes=16 << 20))
+    done = threading.Event()
+    reader = threading.Thread(target=drain, args=(capture, done))
+    reader.start()
+    cpus = sorted(os.sched_getaffinity(0))
+    least: dict[tuple[str, str], float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        program = build(SOURCE, Path(folder))
+        with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as victim:
+            assert victim.stdin
+            assert victim.stdout
+            os.sched_setaffinity(victim.pid, cpus[-1:])
+            os.sched_setaffinity(0, cpus[:1])
+            for _ in range(rounds):
+                for state in ("without", "unwatched", "watched"):
+                    if state == "unwatched":
+                        capture.start()
+                        capture.unwatch(victim.pid)
+                    elif state == "watched":
+                        capture.watch(victim.pid)
+                    for kind, count in KINDS.items():
+                        victim.stdin.write(f"{kind} {count}\n")
+                        spent = float(victim.stdout.readline())
+                        least[kind, state] = min(least.get((kind, state), spent), spent)
+                capture.stop()
+            victim.stdin.close()
+    done.set()
+    reader.join()
+    capture.close()
+    for kind in KINDS:
+        bare = least[kind, "without"]
+        unwatched, watched = least[kind, "unwatched"] - bare, least[kind, "watched"] - bare
+        print(f"{kind:8} {bare:8.1f} ns a round without probes, {unwatched:+8.1f} unwatched, {watched:+8.1f} watched")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS)

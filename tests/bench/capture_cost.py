@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel side costs a process, call by call: a program's own time without probes, unwatched and watched. As root.
+"""What the kernel side costs a process, call by call: its own time without probes, unwatched and watched. As root.
 
-The three take turns within one run and the least time of each counts, so that other load on the machine is no cost of ours.
+The three take turns within one run and the least time of each counts, so that other load on the machine is no cost of
+ours.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import select
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any, Self
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Executed in the actor: each line on standard input is a Python literal (a string of code). The answer is the value of its
-# last expression (`_`), or the error's class name and errno, as a literal.
+# Executed in the actor: each line on standard input is a string literal of code. The answer is a literal too: what the
+# code left in `_`, or the errno of the OSError it ended with, and the moments before and after.
 _PROGRAM = """
 import ast, array, errno, os, select, signal, socket, struct, sys, time
 scope = dict(globals())
@@ -59,7 +60,10 @@ class Actor:
         assert self._process.stdin
         if self._process.poll() is None:
             self._process.stdin.close()
-        self._process.wait(10)
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.kill()  # in a call that never ends: its test has failed already
 
     def tell(self, code: str) -> None:
         """Lets it run code that may block; `answer` waits for its end."""
@@ -69,6 +73,7 @@ class Actor:
     def answer(self) -> Any:
         """What the code left in `_`."""
         assert self._process.stdout
+        assert select.select([self._process.stdout], [], [], 20)[0], "the actor does not return"
         line = self._process.stdout.readline()
         assert line, "the actor ended early"
         kind, value, self.enter_ns, self.exit_ns = ast.literal_eval(line)

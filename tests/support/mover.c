@@ -4,8 +4,9 @@
  * capture is compared with.
  *
  * One line on standard input is one scenario:
- *     FAMILY SENDER RECEIVER SHAPE BLOCKING SIZE
+ *     FAMILY SENDER RECEIVER SHAPE BLOCKING SIZE PAUSE
  * The byte at offset n of every stream is pattern(n). Answers, one a line, then "end":
+ *     ready                                with PAUSE: connected; goes on after another line
  *     ports CLIENT_PORT SERVER_PORT
  *     call s|r SIZE VISIBLE ENTER EXIT     one that returned SIZE > 0; VISIBLE bytes may be captured, from the first on
  *     unseen s|r SIZE                      bytes that moved by no call of ours
@@ -36,6 +37,8 @@
 
 #define SEGMENTS_SEEN 256 /* bpf/bytes.h MAX_SEGMENTS */
 #define MESSAGES 5
+#define MANY_MESSAGES 40
+#define MESSAGES_SEEN 32 /* bpf/bytes.h MAX_MESSAGES */
 #define MOST_SEGMENTS 1024 /* UIO_MAXIOV */
 
 struct side {
@@ -54,6 +57,8 @@ struct side {
 	void *ring, *entries;
 	struct io_uring_params ring_params;
 	int pipe[2];
+	int copy[2]; /* what tee(2) makes of it */
+	int turn;
 	int file;
 	bool failed;
 };
@@ -128,15 +133,15 @@ static void tell(struct side *side, ssize_t moved, size_t visible, uint64_t ente
 
 static ssize_t messages(struct side *side, uint8_t *base, size_t size, bool sending)
 {
-	struct mmsghdr vector[MESSAGES] = {};
-	struct iovec segments[MESSAGES][MOST_SEGMENTS];
+	struct mmsghdr vector[MANY_MESSAGES] = {};
+	struct iovec segments[MANY_MESSAGES][MOST_SEGMENTS];
 	size_t at = 0, total = 0;
 	uint64_t enter;
-	int count = 0, done;
+	int count = 0, done, most = strstr(side->call, "many") ? MANY_MESSAGES : MESSAGES;
 
 	/* Lengths that grow, so that a length in the wrong place shows. */
-	for (; count < MESSAGES && at < size; count++) {
-		size_t length = count == MESSAGES - 1 ? size - at : (size * (count + 1) / 20) + 1;
+	for (; count < most && at < size; count++) {
+		size_t length = count == most - 1 ? size - at : (size * (count + 1) / (most * most)) + 1;
 
 		if (length > size - at)
 			length = size - at;
@@ -156,8 +161,12 @@ static ssize_t messages(struct side *side, uint8_t *base, size_t size, bool send
 		if (!sending && i > 0 && base + total != segments[i][0].iov_base)
 			/* An earlier message came short: its bytes belong before this one's. */
 			memmove(base + total, segments[i][0].iov_base, vector[i].msg_len);
-		tell(side, vector[i].msg_len,
-		     seen(segments[i], vector[i].msg_hdr.msg_iovlen, SEGMENTS_SEEN, vector[i].msg_len), enter, now());
+		if (i >= MESSAGES_SEEN)
+			fprintf(side->out, "unseen %c %u\n", side->mark, vector[i].msg_len);
+		else
+			tell(side, vector[i].msg_len,
+			     seen(segments[i], vector[i].msg_hdr.msg_iovlen, SEGMENTS_SEEN, vector[i].msg_len), enter,
+			     now());
 		total += vector[i].msg_len;
 		if (sending && total < (size_t)((uint8_t *)segments[i][0].iov_base - base) + vector[i].msg_len)
 			die("a message was sent short in the middle");
@@ -182,7 +191,7 @@ static void open_ring(struct side *side)
 		die("mmap io_uring");
 }
 
-static ssize_t through_ring(struct side *side, uint8_t *base, size_t size, bool sending)
+static ssize_t through_ring(struct side *side, int opcode, int fd, void *address, size_t size)
 {
 	struct io_uring_sqe *entry = side->entries;
 	uint8_t *ring = side->ring;
@@ -192,9 +201,9 @@ static ssize_t through_ring(struct side *side, uint8_t *base, size_t size, bool 
 	int32_t result;
 
 	memset(entry, 0, sizeof(*entry));
-	entry->opcode = sending ? IORING_OP_SEND : IORING_OP_RECV;
-	entry->fd = side->fd;
-	entry->addr = (uint64_t)base;
+	entry->opcode = opcode;
+	entry->fd = fd;
+	entry->addr = (uint64_t)address;
 	entry->len = size;
 	((uint32_t *)(ring + side->ring_params.sq_off.array))[*tail & (side->ring_params.sq_entries - 1)] = 0;
 	__atomic_store_n(tail, *tail + 1, __ATOMIC_RELEASE);
@@ -206,9 +215,26 @@ static ssize_t through_ring(struct side *side, uint8_t *base, size_t size, bool 
 		errno = -result;
 		return -1;
 	}
-	if (result > 0)
+	if (result > 0 && opcode != IORING_OP_ACCEPT)
 		fprintf(side->out, "unseen %c %d\n", side->mark, result);
 	return result;
+}
+
+/* By turns: bytes that a call of ours moves, and bytes that io_uring moves. */
+static ssize_t mixed(struct side *side, uint8_t *base, size_t size)
+{
+	uint64_t enter;
+	ssize_t moved;
+
+	if (size > 1000)
+		size = 1000;
+	if (side->turn++ % 2 == 0)
+		return through_ring(side, IORING_OP_SEND, side->fd, base, size);
+	enter = now();
+	moved = write(side->fd, base, size);
+	if (moved > 0)
+		tell(side, moved, moved, enter, now());
+	return moved;
 }
 
 static ssize_t splice_in(struct side *side, uint8_t *base, size_t size)
@@ -232,17 +258,23 @@ static ssize_t splice_in(struct side *side, uint8_t *base, size_t size)
 static ssize_t splice_out(struct side *side, uint8_t *base, size_t size)
 {
 	static __thread size_t in_pipe;
+	bool through_tee = !strcmp(side->call, "tee_out");
 	uint64_t enter;
 	ssize_t moved;
 
 	if (in_pipe == 0) {
-		moved = write(side->pipe[1], base, size < 65536 ? size : 65536);
+		struct iovec pages = {base, size < 65536 ? size : 65536};
+
+		moved = through_tee ? vmsplice(side->pipe[1], &pages, 1, 0) : write(side->pipe[1], base, pages.iov_len);
 		if (moved <= 0)
-			die("write pipe");
+			die("fill the pipe");
+		if (through_tee && (tee(side->pipe[0], side->copy[1], moved, 0) != moved ||
+				    splice(side->pipe[0], NULL, side->file, NULL, moved, 0) != moved))
+			die("tee");
 		in_pipe = moved;
 	}
 	enter = now();
-	moved = splice(side->pipe[0], NULL, side->fd, NULL, in_pipe, 0);
+	moved = splice(through_tee ? side->copy[0] : side->pipe[0], NULL, side->fd, NULL, in_pipe, 0);
 	if (moved > 0) {
 		in_pipe -= moved;
 		tell(side, moved, 0, enter, now());
@@ -262,13 +294,17 @@ static ssize_t move_once(struct side *side)
 	uint64_t enter;
 	ssize_t moved;
 
-	if (!strcmp(call, "sendmmsg") || !strcmp(call, "recvmmsg"))
+	if (!strncmp(call, "sendmmsg", 8) || !strncmp(call, "recvmmsg", 8))
 		return messages(side, base, size, call[0] == 's');
-	if (!strcmp(call, "uring_send") || !strcmp(call, "uring_recv"))
-		return through_ring(side, base, size, call[6] == 's');
+	if (!strcmp(call, "uring_mixed"))
+		return mixed(side, base, size);
+	if (!strcmp(call, "uring_send"))
+		return through_ring(side, IORING_OP_SEND, side->fd, base, size);
+	if (!strncmp(call, "uring", 5))
+		return through_ring(side, IORING_OP_RECV, side->fd, base, size);
 	if (!strcmp(call, "splice_in"))
 		return splice_in(side, base, size);
-	if (!strcmp(call, "splice_out"))
+	if (!strcmp(call, "splice_out") || !strcmp(call, "tee_out"))
 		return splice_out(side, base, size);
 	if (!strcmp(call, "peek")) {
 		/* The same bytes twice, by every call that can look without taking. */
@@ -369,7 +405,7 @@ static void prepare(struct side *side, char mark, int fd, size_t size, bool bloc
 	side->out = open_memstream(&side->log, &side->log_size);
 	if (!blocking)
 		fcntl(fd, F_SETFL, O_NONBLOCK);
-	if (pipe(side->pipe))
+	if (pipe(side->pipe) || pipe(side->copy))
 		die("pipe");
 	if (mark == 's')
 		for (size_t i = 0; i < size; i++)
@@ -379,11 +415,12 @@ static void prepare(struct side *side, char mark, int fd, size_t size, bool bloc
 		if (write(side->file, side->bytes, size) != (ssize_t)size || lseek(side->file, 0, SEEK_SET))
 			die("memfd");
 	}
-	if (!strncmp(side->call, "uring", 5)) {
+	if (!strcmp(side->call, "tee_out"))
+		side->file = open("/dev/null", O_WRONLY);
+	if (!strncmp(side->call, "uring", 5) && !side->ring_fd)
 		open_ring(side);
-		if (side->ring_fd < 0)
-			fail(side, "io_uring_setup");
-	}
+	if (side->ring_fd < 0)
+		fail(side, "io_uring_setup");
 }
 
 static void finish(struct side *side)
@@ -394,13 +431,26 @@ static void finish(struct side *side)
 	free(side->bytes);
 	close(side->pipe[0]);
 	close(side->pipe[1]);
+	close(side->copy[0]);
+	close(side->copy[1]);
 	if (side->file > 0)
 		close(side->file);
 	if (side->ring_fd > 0)
 		close(side->ring_fd);
 }
 
-static void scenario(int family, struct side *sender, struct side *receiver, bool blocking, size_t size)
+static int accept_by(struct side *side, int listener)
+{
+	if (!strncmp(side->call, "uring_accept", 12)) {
+		open_ring(side);
+		side->out = stdout;
+		if (side->ring_fd > 0)
+			return through_ring(side, IORING_OP_ACCEPT, listener, NULL, 0);
+	}
+	return accept(listener, NULL, NULL);
+}
+
+static void scenario(int family, struct side *sender, struct side *receiver, bool blocking, size_t size, bool pause)
 {
 	struct sockaddr_storage address = {.ss_family = family};
 	socklen_t length = family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
@@ -418,7 +468,15 @@ static void scenario(int family, struct side *sender, struct side *receiver, boo
 	getsockname(listener, (struct sockaddr *)&address, &length);
 	if (connect(client, (struct sockaddr *)&address, length))
 		die("connect");
-	server = accept(listener, NULL, NULL);
+	server = accept_by(receiver, listener);
+	if (pause) {
+		char go[8];
+
+		puts("ready");
+		fflush(stdout);
+		if (scanf("%7s", go) != 1)
+			die("ready");
+	}
 	setsockopt(client, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 	server_port = ntohs(((struct sockaddr_in6 *)&address)->sin6_port);
 	length = sizeof(name);
@@ -450,13 +508,13 @@ static void scenario(int family, struct side *sender, struct side *receiver, boo
 int main(void)
 {
 	char sends[32], receives[32], shape[32];
-	int family, blocking;
+	int family, blocking, pause;
 	size_t size;
 
-	while (scanf("%d %31s %31s %31s %d %zu", &family, sends, receives, shape, &blocking, &size) == 6) {
+	while (scanf("%d %31s %31s %31s %d %zu %d", &family, sends, receives, shape, &blocking, &size, &pause) == 7) {
 		struct side sender = {.call = sends, .shape = shape}, receiver = {.call = receives, .shape = shape};
 
-		scenario(family == 6 ? AF_INET6 : AF_INET, &sender, &receiver, blocking, size);
+		scenario(family == 6 ? AF_INET6 : AF_INET, &sender, &receiver, blocking, size, pause);
 	}
 	return 0;
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 SOURCE = Path(__file__).with_name("mover.c")
 
@@ -67,17 +67,32 @@ class Mover:
         self._process.stdin.close()
         assert self._process.wait(10) == 0
 
-    def move(self, family: int, sender: str, receiver: str, shape: str, size: int, *, blocking: bool = True) -> Truth:
-        """Runs one scenario."""
+    def move(
+        self,
+        family: int,
+        sender: str,
+        receiver: str,
+        shape: str,
+        size: int,
+        *,
+        blocking: bool = True,
+        ready: Callable[[], object] | None = None,
+    ) -> Truth:
+        """Runs one scenario; calls `ready` once it is connected, before the first byte."""
         assert self._process.stdin
         assert self._process.stdout
-        self._process.stdin.write(f"{family} {sender} {receiver} {shape} {int(blocking)} {size}\n")
+        self._process.stdin.write(
+            f"{family} {sender} {receiver} {shape} {int(blocking)} {size} {int(ready is not None)}\n"
+        )
         truth = Truth()
         for line in self._process.stdout:
             kind, *words = line.split()
             if kind == "end":
                 return truth
-            if kind == "ports":
+            if kind == "ready" and ready:
+                ready()
+                self._process.stdin.write("go\n")
+            elif kind == "ports":
                 truth.client_port, truth.server_port = map(int, words)
             elif kind == "call":
                 truth.calls[words[0]].append(Moved(*map(int, words[1:])))

@@ -86,7 +86,7 @@ class Conversation:
         analyzer = self._analyzer
         if analyzer is None:
             if self._waiting:
-                self._waiting.append((direction, None, b"", size))
+                self._wait((direction, None, b"", size))
             else:
                 self._late_join = True
             return
@@ -145,19 +145,39 @@ class Conversation:
             return
         verdict = self._detector.feed(Direction(direction), data, unseen)
         if verdict is None:
-            self._waiting.append((direction, call, data, unseen))
-            if len(self._waiting) > _MAX_UNDECIDED:
-                self._late_join = True
-                self._let_go()
+            self._wait((direction, call, data, unseen))
             return
+        begun = [self._detector.begun(Direction.INGRESS), self._detector.begun(Direction.EGRESS)]
         self._decide(verdict)
         if self._analyzer is None:
             self._let_go()
             self.loose.append(call)
             return
-        waiting, self._waiting = self._waiting, []
-        for item in [*waiting, (direction, call, data, unseen)]:
+        self._waiting.append((direction, call, data, unseen))
+        for item in self._without_prelude(begun):
             self._again(*item)
+
+    def _without_prelude(self, begun: list[int]) -> list[_Waiting]:
+        """Takes what waits, less what came before the last `begun` calls of each direction (PROXY lines, SOCKS)."""
+        kept = []
+        for item in reversed(self._waiting):
+            direction, call = item[:2]
+            if call is not None:
+                if begun[direction]:
+                    kept.append(item)
+                    begun[direction] -= 1
+                else:
+                    self.loose.append(call)
+            elif begun[direction]:
+                kept.append(item)
+        self._waiting.clear()
+        return kept[::-1]
+
+    def _wait(self, item: _Waiting) -> None:
+        self._waiting.append(item)
+        if len(self._waiting) > _MAX_UNDECIDED:
+            self._late_join = True
+            self._let_go()
 
     def _again(self, direction: int, call: Call | None, data: bytes, unseen: int) -> None:
         # Through the front door: an item may be the one that changes the protocol.
@@ -178,11 +198,17 @@ class Conversation:
             self._analyzer = self._http2()
         elif verdict.protocol is ProtocolName.TLS:
             self.tls = True
-            self._detector = None
-            self.deaf = True
+            self._stop_listening()
+        elif not self._late_join or (self._detector is not None and self._detector.hopeless):
+            self._stop_listening()
         else:
-            # TCP: the one verdict that is taken back, when a later call begins like a message.
+            # Perhaps in the middle of a message: taken back when a later call begins like one.
             self._late_join = True
+
+    def _stop_listening(self) -> None:
+        """What is said is of no use to us: from here on the kernel side need not copy any of it."""
+        self._detector = None
+        self.deaf = True
 
     # The two places where an analyser is made, for those who bring their own.
 
@@ -229,14 +255,12 @@ class Conversation:
                 self.receive(direction, piece.call, piece.data, piece.unseen)
         else:
             # A tunnel: what is inside is not between these two.
-            self._detector = None
-            self.deaf = True
+            self._stop_listening()
 
     def _contain(self, analyzer: Analyzer, call: Call | None) -> None:
         self.errors["analyzer_failed"] = self.errors.get("analyzer_failed", 0) + 1
         self._analyzer = None
-        self._detector = None
-        self.deaf = True
+        self._stop_listening()
         self.protocol = ProtocolName.TCP
         self.exchanges += analyzer.exchanges
         self.loose += analyzer.loose

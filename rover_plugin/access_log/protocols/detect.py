@@ -8,9 +8,10 @@ What is proof, at the beginning of a call or of a few short calls put together:
   block is well-formed HPACK with pseudo-header fields (`frame_shape`);
 - TLS: record headers (RFC 8446 §5.1) that end where the call ends, or two calls that begin with one.
 
-Everything less is no proof: a connection is TCP once both directions have shown enough of something else. That verdict
-is the only one that `Detector.feed` takes back, when a later call does begin with one of the above (late join in the
-middle of a body, STARTTLS, PROXY protocol lines, a tunnel).
+Everything less is no proof: a connection is TCP once both directions have shown enough of something else. Short
+preludes are not enough (PROXY protocol, SOCKS). Where the beginning was missed, the TCP verdict is the
+only one that `Detector.feed` takes back, if a later call does begin with one of the above, until it is `hopeless`: in
+HTTP, who speaks after the other has spoken begins a message, save for interruptions.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ _MAX_PENDING = 2048  # bytes of a cut beginning that are kept, per direction
 _ENOUGH_BYTES = 64  # of each direction
 _ENOUGH_ONE_WAY_BYTES = 16_384
 _ENOUGH_ONE_WAY_CALLS = 16
+_HOPELESS_TURNS = 8  # of each direction
+_HOPELESS_CALLS = 1024  # of one direction, without a word of the other
 _MAX_TLS_RECORD = 16_384 + 2_048  # TLS 1.2 allows the most (RFC 5246 §6.2.3)
 
 
@@ -47,30 +50,42 @@ class Verdict:
 
 class _Doubt(Enum):
     MAYBE = 1  # the beginning of something, cut
-    TLS_HINT = 2  # a TLS record header, and a record that goes on beyond the call
-    NO = 3
+    FRAMES = 2  # of HTTP/2's shape, but no proof, or cut
+    TLS_HINT = 3  # a TLS record header, and a record that goes on beyond the call
+    NO = 4
 
 
 class _Way:
     """One direction's state."""
 
-    __slots__ = ("calls", "pending", "size")
+    __slots__ = ("calls", "pending", "pending_calls", "size", "strange")
 
     def __init__(self) -> None:
         self.calls = 0
         self.size = 0
+        self.pending_calls = 0
+        self.strange = 0  # turns in a row that began with nothing we know
         self.pending = b""
 
 
 class Detector:
     """Finds out what one connection speaks. Keeps at most 2 KB of each direction; no bytes make it raise."""
 
-    __slots__ = ("_tls_hints", "_ways", "verdict")
+    __slots__ = ("_speaking", "_tls_hints", "_ways", "verdict")
 
     def __init__(self) -> None:
         self.verdict: Verdict | None = None
         self._ways = (_Way(), _Way())
         self._tls_hints = 0
+        self._speaking: Direction | None = None
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether no later call can be expected to begin a message, even if the connection was met in one."""
+        first, second = self._ways
+        if first.calls and second.calls:
+            return first.strange >= _HOPELESS_TURNS and second.strange >= _HOPELESS_TURNS
+        return first.calls + second.calls >= _HOPELESS_CALLS
 
     def feed(self, direction: Direction, data: bytes, unseen: int = 0) -> Verdict | None:
         """Takes the captured bytes of one call, followed by `unseen` bytes that were not copied.
@@ -85,29 +100,44 @@ class Detector:
         way.calls += 1
         way.size += len(data) + unseen
         found = self._look(way, direction, data, unseen)
+        if found is _Doubt.FRAMES:
+            way.strange = 0
+        elif direction is not self._speaking:
+            way.strange += 1
+        self._speaking = direction
         if isinstance(found, Verdict):
             self.verdict = found
         elif self.verdict is None and self._seen_enough():
             self.verdict = Verdict(ProtocolName.TCP)
         return self.verdict
 
+    def begun(self, direction: Direction) -> int:
+        """How many of the last calls of this direction belong to what was found or may begin; those before do not."""
+        return self._ways[direction].pending_calls
+
     def _look(self, way: _Way, direction: Direction, data: bytes, unseen: int) -> Verdict | _Doubt:
-        if not data:
-            way.pending = b""
-            return _Doubt.NO
         found: Verdict | _Doubt = _Doubt.NO
         joined = way.pending + data
-        if way.pending:
+        if way.pending and data:
             found = classify(joined, direction, unseen)
         if found is _Doubt.NO:
             joined = data
-            found = classify(data, direction, unseen)
-            if found is _Doubt.TLS_HINT:
-                self._tls_hints += 1
-                if self._tls_hints > 1:
-                    return Verdict(ProtocolName.TLS)
-        keep = not isinstance(found, Verdict) and found is not _Doubt.NO and not unseen and self.verdict is None
-        way.pending = joined if keep and len(joined) <= _MAX_PENDING else b""
+            way.pending_calls = 0
+            if data:
+                found = classify(data, direction, unseen)
+        if found is _Doubt.TLS_HINT:
+            self._tls_hints += 1
+            if self._tls_hints > 1:
+                return Verdict(ProtocolName.TLS)
+        if isinstance(found, Verdict):
+            way.pending_calls += 1
+        elif found is not _Doubt.NO and not unseen and len(joined) <= _MAX_PENDING:
+            way.pending = joined
+            way.pending_calls += 1
+            return found
+        else:
+            way.pending_calls = 0
+        way.pending = b""
         return found
 
     def _seen_enough(self) -> bool:
@@ -145,7 +175,7 @@ def classify(data: bytes, direction: Direction, unseen: int = 0) -> Verdict | _D
     if speaker is Speaker.NOBODY:
         return _Doubt.NO
     if speaker is Speaker.UNKNOWN:
-        return _Doubt.MAYBE
+        return _Doubt.FRAMES
     return Verdict(ProtocolName.HTTP2, direction if speaker is Speaker.CLIENT else other)
 
 

@@ -23,9 +23,11 @@ class Speaker(Enum):
 _DEFAULT_MAX_FRAME = 16_384
 _MAX_INDEX = 61 + 65_536 // 32  # a dynamic table of 64 KB, entries of 32 bytes (RFC 7541 §4.1)
 
-# Static table indexes (RFC 7541 appendix A): pseudo-header fields of requests, then of responses, then the others.
-_FIRST_STATUS = 8
+# Static table indexes (RFC 7541 appendix A): pseudo-header fields, each by its first entry, then the others.
 _FIRST_REGULAR = 15
+_SCHEME = 6
+_STATUS = 8
+_PSEUDO_FIELDS = (0, 1, 2, 2, 4, 4, _SCHEME, _SCHEME, *[_STATUS] * 7)
 _LAST_STATIC = 61
 
 _PADDED = 0x08
@@ -127,7 +129,7 @@ def _judge_headers(payload: bytes, flags: int) -> Speaker:
         return Speaker.NOBODY
     block = payload[start:end]
     position = 0
-    requests = responses = 0
+    pseudo: set[int] = set()
     regular = False
     while position < len(block):
         byte = block[position]
@@ -137,7 +139,7 @@ def _judge_headers(payload: bytes, flags: int) -> Speaker:
                 return Speaker.NOBODY
         elif byte & 0xE0 == 0x20:  # table size update: only at the beginning of a block (RFC 7541 §4.2)
             size, position = _integer(block, position, 5)
-            if position < 0 or size > 1 << 20 or requests or responses or regular:
+            if position < 0 or size > 1 << 20 or pseudo or regular:
                 return Speaker.NOBODY
             continue
         else:
@@ -153,13 +155,15 @@ def _judge_headers(payload: bytes, flags: int) -> Speaker:
         if 1 <= index < _FIRST_REGULAR and regular:  # RFC 9113 §8.3: pseudo-header fields come first
             return Speaker.NOBODY
         regular = regular or index == 0 or _FIRST_REGULAR <= index <= _LAST_STATIC
-        requests += 1 <= index < _FIRST_STATUS
-        responses += _FIRST_STATUS <= index < _FIRST_REGULAR
-    if requests and responses:
-        return Speaker.NOBODY
-    if requests:
-        return Speaker.CLIENT
-    return Speaker.SERVER if responses else Speaker.UNKNOWN
+        if 1 <= index < _FIRST_REGULAR:
+            field = _PSEUDO_FIELDS[index]
+            if field in pseudo:
+                return Speaker.NOBODY
+            pseudo.add(field)
+    if _STATUS in pseudo:
+        return Speaker.SERVER if len(pseudo) == 1 else Speaker.NOBODY
+    # The scheme is in no encoder's dynamic table: both are static entries.
+    return Speaker.CLIENT if _SCHEME in pseudo else Speaker.UNKNOWN
 
 
 def _integer(block: bytes, position: int, prefix: int) -> tuple[int, int]:

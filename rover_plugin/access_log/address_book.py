@@ -28,6 +28,9 @@ _INTERFACES_REFRESH_S: Final = 30.0
 # How long the end of a closed connection is remembered: longer than a fragment of its other end can wait for a name.
 _LEAVING_NS: Final = 5_000_000_000
 
+# And how many of them: 13 000 connections that close in a second.
+_MAX_LEAVING: Final = 65_536
+
 # Where an address is valid: loopback addresses in one network namespace only, all others everywhere on the host.
 _End = tuple[int, bytes, int]
 
@@ -58,6 +61,9 @@ class AddressBook:
     Args:
         exclude_namespaces, exclude_clusters: processes there are not watched (exact names).
         local_addresses: addresses of this host, packed; by default those of its interfaces, looked up now and then.
+
+    Attributes:
+        evicted: ends of closed connections forgotten early, for want of room.
     """
 
     def __init__(
@@ -71,6 +77,7 @@ class AddressBook:
         self._processes: dict[int, Process] = {}
         self._ends: dict[_End, _Owner] = {}
         self._leaving: deque[tuple[int, _End]] = deque()
+        self.evicted = 0
         self._local_addresses = local_addresses or _CachedInterfaces()
 
     def sizes(self) -> dict[str, int]:
@@ -116,8 +123,9 @@ class AddressBook:
     def forget(self, facts: ConnectionFacts, now_ns: int) -> None:
         """The connection is gone, as often as it was learnt. Its end is kept for a while: the other one may be late."""
         self._leaving.append((now_ns + _LEAVING_NS, _end(facts.netns, facts.local, facts.local_port)))
-        while self._leaving and self._leaving[0][0] < now_ns:
-            _, end = self._leaving.popleft()
+        while self._leaving and (self._leaving[0][0] < now_ns or len(self._leaving) > _MAX_LEAVING):
+            until_ns, end = self._leaving.popleft()
+            self.evicted += until_ns >= now_ns
             owner = self._ends.get(end)
             if owner is not None:
                 owner.connections -= 1

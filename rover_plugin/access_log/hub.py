@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _TICK_S: Final = 0.05
+# Changes of processes that may wait; a busy host makes some hundred a second.
+_MOST_CHANGES: Final = 16_384
 _DATAGRAM: Final = 1 << 16
 
 
@@ -60,7 +62,7 @@ class Hub:
         self._resolver = Resolver(encodings, outputs, book, counters, watch, unwatch)
         self._recorder = recorder
         self._fail = fail
-        self._processes: queue.SimpleQueue[Change | None] = queue.SimpleQueue()
+        self._processes: queue.Queue[Change | None] = queue.Queue(_MOST_CHANGES)
         self._complete = threading.Event()
         self._finishing = False
         self._selector = selectors.DefaultSelector()
@@ -81,6 +83,11 @@ class Hub:
     def address_book_sizes(self) -> dict[str, int]:
         """Entries of the address book by kind."""
         return self._book.sizes()
+
+    @property
+    def address_book_evicted(self) -> int:
+        """See `AddressBook.evicted`."""
+        return self._book.evicted
 
     @property
     def alive(self) -> bool:
@@ -108,11 +115,21 @@ class Hub:
 
     def process_changed(self, change: Change) -> None:
         """From the feed, any thread."""
-        self._processes.put(change)
+        self._put(change)
 
     def processes_complete(self) -> None:
         """From the feed, any thread: what it had to say at first has been said."""
-        self._processes.put(None)
+        self._put(None)
+
+    def _put(self, change: Change | None) -> None:
+        # A hub that stands still makes the feed wait, which falls behind and is given a new snapshot later.
+        while True:
+            try:
+                self._processes.put(change, timeout=1.0)
+            except queue.Full:
+                if self._thread.is_alive():
+                    continue
+            return
 
     def wait_for_processes(self, timeout_s: float) -> bool:
         """Waits until the processes named at first are watched; False if that takes too long."""

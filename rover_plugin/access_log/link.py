@@ -22,6 +22,8 @@ MAX_RECORDS: Final = 48_000
 
 # kind, encoding index, kernel logs, protocol logs, length of the payload, connection id
 _ITEM: Final = Struct("<BBHIIQ")
+# Waiting for the main process at most, of whatever kind; beyond it nothing more is read from the ring.
+_CHOKE_BYTES: Final = 32 << 20
 _MAX_PAYLOAD: Final = MAX_DATAGRAM - _ITEM.size
 # pid, network namespace, role, protocol, tls, ipv6, ports, addresses
 _CONNECTION: Final = Struct("<IIBBBBHH16s16s")
@@ -86,8 +88,14 @@ class LinkWriter:
         self._messages = 0
         self._waiting: deque[tuple[bytes, int]] = deque()
         self.waiting_messages = 0
+        self._waiting_bytes = 0
         self.lost: dict[tuple[int, str], list[int]] = {}
         self.broken = False
+
+    @property
+    def choked(self) -> bool:
+        """Whether so much waits that nothing more should be made."""
+        return self._waiting_bytes > _CHOKE_BYTES
 
     def connection(self, connection: Connection, role: int, protocol: int, *, tls: bool) -> None:
         """Describes a connection, or its change."""
@@ -135,7 +143,7 @@ class LinkWriter:
         for start in range(0, len(content), MAX_RECORDS):
             part = content[start : start + MAX_RECORDS]
             more = start + len(part) < len(content)
-            self._waiting.append((_ITEM.pack(Item.RECORDS, more, 0, 0, len(part), 0) + part, 0))
+            self._queue(_ITEM.pack(Item.RECORDS, more, 0, 0, len(part), 0) + part, 0)
 
     def mark(self, oldest_ns: int) -> None:
         """Tells how old what was handed over is: `oldest_ns` of CLOCK_MONOTONIC."""
@@ -149,21 +157,31 @@ class LinkWriter:
 
     def _cut(self) -> None:
         if self._parts:
-            self._waiting.append((b"".join(self._parts), self._messages))
-            self.waiting_messages += self._messages
+            self._queue(b"".join(self._parts), self._messages)
             self._parts, self._size, self._messages = [], 0, 0
             self._send()
+
+    def _queue(self, datagram: bytes, messages: int) -> None:
+        self._waiting.append((datagram, messages))
+        self._waiting_bytes += len(datagram)
+        self.waiting_messages += messages
+
+    def _send_first(self) -> None:
+        datagram, messages = self._waiting[0]
+        self._channel.send(datagram)
+        self._waiting.popleft()
+        self._waiting_bytes -= len(datagram)
+        self.waiting_messages -= messages
 
     def _send(self) -> None:
         while self._waiting:
             try:
-                self._channel.send(self._waiting[0][0])
+                self._send_first()
             except BlockingIOError:
                 return
             except OSError:
                 self.broken = True
                 return
-            self.waiting_messages -= self._waiting.popleft()[1]
 
     def flush(self) -> None:
         """Sends what is there, as far as the socket takes it."""
@@ -176,8 +194,7 @@ class LinkWriter:
         self._channel.settimeout(timeout_s)
         try:
             while self._waiting:
-                self._channel.send(self._waiting[0][0])
-                self.waiting_messages -= self._waiting.popleft()[1]
+                self._send_first()
             self._channel.settimeout(0)
         except OSError:
             self.broken = True

@@ -65,6 +65,9 @@ class _NoPolicies:
     def set(self, key: bytes, value: bytes) -> None:
         pass
 
+    def delete(self, key: bytes) -> bool:  # noqa: ARG002 see above
+        return False
+
 
 class _DirectChannel:
     """A link's other end in the same process."""

@@ -31,7 +31,10 @@ FOREVER_NS: Final = 1 << 63
 _PROCESS_WAIT_NS: Final = 3_000_000_000
 # Both ends of a local connection are told within one flush of the workers.
 _PEER_WAIT_NS: Final = 300_000_000
+# What may wait for a name at most: a few seconds of a busy process that the feed has not named yet.
 _MAX_WAITING: Final = 200_000
+_MAX_WAITING_BYTES: Final = 64 << 20
+_MAX_WAITING_CONNECTIONS: Final = 65_536
 _LAG_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
@@ -88,6 +91,7 @@ class Resolver:
         self._connections: dict[int, _Known] = {}
         self._waiting: deque[int] = deque()
         self._waiting_fragments = 0
+        self._waiting_bytes = 0
         self.ledger = Ledger(encodings, outputs)
         self.lag = Histograms("rover_capture_lag_seconds", _LAG_BOUNDS_S)
 
@@ -151,6 +155,12 @@ class Resolver:
             known.prefixes = None
             known.excluded = ""
         if not self._name(known, now_ns) and not known.deadline_ns:
+            if len(self._waiting) >= _MAX_WAITING_CONNECTIONS:
+                self._counters.add("connections_named_early")
+                known.deadline_ns = 1
+                self._name(known, FOREVER_NS)
+                known.deadline_ns = 0
+                return
             known.deadline_ns = now_ns + (_PEER_WAIT_NS if self._book.knows(facts.pid) else _PROCESS_WAIT_NS)
             self._waiting.append(identity)
 
@@ -173,10 +183,12 @@ class Resolver:
         return True
 
     def _hold(self, known: _Known, fragment: _Fragment) -> None:
-        if self._waiting_fragments >= _MAX_WAITING:
+        size = len(fragment.payload)
+        if self._waiting_fragments >= _MAX_WAITING or self._waiting_bytes + size > _MAX_WAITING_BYTES:
             self._count_lost(HUB_FULL, fragment)
             return
         self._waiting_fragments += 1
+        self._waiting_bytes += size
         known.waiting.append(fragment)
 
     @property
@@ -214,6 +226,7 @@ class Resolver:
     def _release(self, known: _Known, now_ns: int) -> None:
         waiting, known.waiting = known.waiting, []
         self._waiting_fragments -= len(waiting)
+        self._waiting_bytes -= sum(len(fragment.payload) for fragment in waiting)
         for fragment in waiting:
             if known.prefixes is None:
                 self._count_filtered(known.excluded, fragment.kernel_logs, fragment.protocol_logs, fragment.encoding)

@@ -148,6 +148,7 @@ class AccessLogTelemetry:
         yield Sample("rover_hub_connections", self._hub.connections)
         for kind, entries in self._hub.address_book_sizes().items():
             yield Sample("rover_address_book_entries", entries, (kind,))
+        yield Sample("rover_address_book_evicted", self._hub.address_book_evicted)
         for state in FeedState:
             yield Sample("rover_feed_state", state is self._feed.state, (state.value,))
         yield Sample("rover_feed_age_seconds", self._feed.age_s)

@@ -83,6 +83,9 @@ class Policies(Protocol):
     def set(self, key: bytes, value: bytes) -> None:
         """Sets the policy of the connection `key`."""
 
+    def delete(self, key: bytes) -> bool:
+        """Forgets it; False if there was none."""
+
 
 class Outbox:
     """A shard's sink that encodes and hands on over the link.
@@ -138,7 +141,8 @@ class Outbox:
         """Tells the main process to forget the connection."""
         if connection.told:
             self._link.gone(connection.id)
-        self._policy_state.pop(connection.id, None)
+        if self._policy_state.pop(connection.id, None) is not None:
+            self._policies.delete(_IDENTITY.pack(connection.id))
 
     def set_clock(self, offset_ns: int) -> None:
         """Wall clock minus CLOCK_MONOTONIC, for encodings with wall-clock times."""
@@ -200,9 +204,10 @@ class Worker:
         while True:
             self._oldest_ns = 0
             ring.peek(self._note_oldest)
-            taken = ring.read(self._handle, _BATCH)
+            # A main process that stands still must not make this one grow: the ring has its bound, and counts.
+            taken = 0 if link.choked else ring.read(self._handle, _BATCH)
             now_ns = time.monotonic_ns()
-            if self._oldest_ns and now_ns >= self._next_mark_ns:
+            if taken and self._oldest_ns and now_ns >= self._next_mark_ns:
                 self._next_mark_ns = now_ns + _MARK_NS
                 link.mark(self._oldest_ns)
             report_due = schedule.pass_time(now_ns)

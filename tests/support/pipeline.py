@@ -79,6 +79,9 @@ class Policies:
     def set(self, key: bytes, value: bytes) -> None:
         self.values[key] = value
 
+    def delete(self, key: bytes) -> bool:
+        return self.values.pop(key, None) is not None
+
 
 class Worker:
     """One worker's parts; `kernel` makes its records."""

@@ -57,12 +57,16 @@ class CaptureOptions:
         ring_bytes: of all rings together; each gets its part, rounded up to a power of two pages.
         capture_limit: bytes of one call that are copied at most.
         max_connections: connections held at a time.
+        max_processes: processes watched at a time.
+        max_threads: threads of theirs that have made a call.
     """
 
     shards: int = 2
     ring_bytes: int = 1 << 20
     capture_limit: int = 16384
     max_connections: int = 65536
+    max_processes: int = MAX_PROCESSES
+    max_threads: int = MAX_THREADS
 
     def ring_pages(self) -> int:
         """Pages of one ring: a power of two."""
@@ -94,8 +98,8 @@ class Capture:
                 "WAKEUP_BYTES": pages * os.sysconf("SC_PAGESIZE") // 8,
                 "CPUS": possible_cpus(),
                 "SYSCALLS": _SYSCALLS,
-                "MAX_PROCESSES": MAX_PROCESSES,
-                "MAX_THREADS": MAX_THREADS,
+                "MAX_PROCESSES": options.max_processes,
+                "MAX_THREADS": options.max_threads,
                 "MAX_CONNECTIONS": options.max_connections,
                 "CAPTURE_LIMIT": limit,
                 "ALWAYS_COPY": min(_ALWAYS_COPY, limit),

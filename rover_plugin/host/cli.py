@@ -56,8 +56,9 @@ EPILOG = """
 \b
 Exit codes:
   0      stopped by a signal, or the command succeeded
-  1      a module failed, or `check` found something that prevents access logs
-  2      wrong command line or settings, unknown module, or no module active
+  1      a module failed; `check` found something that prevents access logs; `why`: the process is not logged; or a
+         recording is not whole, damaged, or none
+  2      wrong command line or settings, unknown module or connection, or no module active
   128+n  a second signal (number n) ended the host before everything was flushed
 """
 

@@ -308,9 +308,7 @@ def _speaks_tcp(case: _Case) -> Answer | None:
     except OSError:
         return case.no("no_such_process", f"process {case.pid} has ended meanwhile")
     if sockets.io_uring:
-        return case.no(
-            "io_uring", "it uses io_uring: what it sends and receives that way makes no system calls to read"
-        )
+        return case.no("io_uring", "it uses io_uring: what it sends and receives that way is counted, and not read")
     if sockets.tcp:
         ports = sockets.service_ports()
         if ports <= TLS_PORTS:

@@ -24,7 +24,8 @@ MAX_RECORDS: Final = 48_000
 _ITEM: Final = Struct("<BBHIIQ")
 # Waiting for the main process at most, of whatever kind; beyond it nothing more is read from the ring.
 _CHOKE_BYTES: Final = 32 << 20
-_MAX_PAYLOAD: Final = MAX_DATAGRAM - _ITEM.size
+_ITEM_SIZE: Final = _ITEM.size
+_MAX_PAYLOAD: Final = MAX_DATAGRAM - _ITEM_SIZE
 # pid, network namespace, role, protocol, tls, ipv6, ports, addresses
 _CONNECTION: Final = Struct("<IIBBBBHH16s16s")
 
@@ -41,6 +42,9 @@ class Item(IntEnum):
     REPORT = 4  # the worker's own counts, as JSON
     RECORDS = 5  # in datagrams of their own: what the worker was given, see `tap`
     MARK = 6  # instead of a connection id: when the oldest call of what was just handed over ended
+
+
+FRAGMENT: Final = int(Item.FRAGMENT)  # the one kind that is not rare
 
 
 class ConnectionFacts(NamedTuple):
@@ -123,9 +127,12 @@ class LinkWriter:
             lost[0] += kernel_logs
             lost[1] += protocol_logs
             return False
+        size = _ITEM_SIZE + len(payload)
+        if self._size + size > MAX_DATAGRAM:
+            self._cut()
         self._messages += 1
-        header = _ITEM.pack(Item.FRAGMENT, encoding, kernel_logs, protocol_logs, len(payload), identity)
-        self._append(header + payload)
+        self._size += size
+        self._parts += (_ITEM.pack(FRAGMENT, encoding, kernel_logs, protocol_logs, len(payload), identity), payload)
         return True
 
     def gone(self, identity: int) -> None:
@@ -200,17 +207,14 @@ class LinkWriter:
             self.broken = True
 
 
-def read_items(datagram: bytes) -> Iterator[tuple[Item, int, int, int, int, bytes]]:
+def read_items(datagram: bytes) -> Iterator[tuple[int, int, int, int, int, bytes]]:
     """Items of a datagram: (kind, encoding index, kernel logs, protocol logs, connection id, payload)."""
     at, end = 0, len(datagram)
     while at < end:
         kind, encoding, kernel_logs, protocol_logs, length, identity = _ITEM.unpack_from(datagram, at)
-        at += _ITEM.size
-        yield _KINDS[kind], encoding, kernel_logs, protocol_logs, identity, datagram[at : at + length]
-        at += length
-
-
-_KINDS: Final = {int(item): item for item in Item}
+        start = at + _ITEM_SIZE
+        at = start + length
+        yield kind, encoding, kernel_logs, protocol_logs, identity, datagram[start:at]
 
 
 def read_connection(identity: int, payload: bytes) -> ConnectionFacts:

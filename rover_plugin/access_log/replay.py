@@ -126,6 +126,11 @@ class _Lane:
         self.shard = Shard(self.outbox, options.max_connections)
         self.schedule = Schedule(self.shard, options.exchange_timeout_s, options.open_report_s)
 
+    def hand_over(self) -> None:
+        """What a worker does after each batch of records."""
+        self.outbox.hand_over()
+        self.link.flush()
+
 
 class Replay:
     """The agent's analysis, fed block by block.
@@ -186,7 +191,7 @@ class Replay:
         for lane in self._lanes:
             if not lane.finished:
                 lane.shard.finish(self._now_ns)
-                lane.link.flush()
+                lane.hand_over()
         self._resolver.settle(FOREVER_NS)
         for output in self._outputs:
             output.tick()
@@ -202,7 +207,7 @@ class Replay:
             lane.shard.finish(batch.read_ns)
         else:
             lane.schedule.pass_time(batch.read_ns)
-        lane.link.flush()
+        lane.hand_over()
         for output in self._outputs:
             output.tick()
 

@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from rover_plugin.access_log.link import Item, read_connection, read_items
+from rover_plugin.access_log.link import FRAGMENT, Item, read_connection, read_items
 from rover_plugin.discovery.table import Removed, Updated
 from rover_plugin.telemetry.ledger import HUB_FULL, Ledger, Logs
 from rover_plugin.telemetry.telemetry import Histograms
@@ -98,22 +98,10 @@ class Resolver:
     def take(self, datagram: bytes, now_ns: int, worker: int = 0) -> None:
         """Takes one datagram of a worker's link."""
         received = self.ledger.received(worker)
-        for item in read_items(datagram):
-            self._take(*item, now_ns, worker, received)
-
-    def _take(
-        self,
-        kind: Item,
-        encoding: int,
-        kernel_logs: int,
-        protocol_logs: int,
-        identity: int,
-        payload: bytes,
-        now_ns: int,
-        worker: int,
-        received: list[list[int]],
-    ) -> None:
-        if kind is Item.FRAGMENT:
+        for kind, encoding, kernel_logs, protocol_logs, identity, payload in read_items(datagram):
+            if kind != FRAGMENT:
+                self._take_rare(kind, identity, payload, now_ns, worker)
+                continue
             counts = received[encoding]
             counts[0] += kernel_logs
             counts[1] += protocol_logs
@@ -127,15 +115,17 @@ class Resolver:
                 self._count_filtered(known.excluded, kernel_logs, protocol_logs, encoding)
             else:
                 self._hold(known, _Fragment(encoding, kernel_logs, protocol_logs, payload))
-        elif kind is Item.CONNECTION:
+
+    def _take_rare(self, kind: int, identity: int, payload: bytes, now_ns: int, worker: int) -> None:
+        if kind == Item.CONNECTION:
             self._describe(identity, payload, now_ns)
-        elif kind is Item.GONE:
+        elif kind == Item.GONE:
             known = self._connections.get(identity)
             if known is not None:
                 known.gone = True
                 if not known.waiting:
                     self._drop(known, now_ns)
-        elif kind is Item.MARK:
+        elif kind == Item.MARK:
             self.lag.observe(max(0, now_ns - identity) / 1e9, (str(worker),))
         else:
             self.ledger.report(worker, json.loads(payload), self.waiting_logs())

@@ -88,6 +88,7 @@ def worker_part(path: Path) -> tuple[int, float]:
                 began = time.process_time()
                 block.each(shard.handle)
                 schedule.pass_time(block.read_ns)
+                outbox.hand_over()
                 link.flush()
                 used += time.process_time() - began
     return shard.exchanges_out, used

@@ -99,7 +99,12 @@ class Worker:
         for record in records:
             self.shard.handle(memoryview(record), 0, len(record))
 
+    def hand_over(self) -> None:
+        self.outbox.hand_over()
+        self.link.flush()
+
     def report(self) -> None:
+        self.outbox.hand_over()
         self.link.report(shard_counts(self.number, self.shard, self.outbox, self.link))
         self.link.flush()
 

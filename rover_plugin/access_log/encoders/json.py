@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from json.encoder import encode_basestring_ascii as quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from rover_plugin.access_log import grpc_status
 from rover_plugin.capture.records import CALL_NAMES
@@ -20,15 +20,19 @@ if TYPE_CHECKING:
     from rover_plugin.access_log.model import Call, Exchange
 
 
+_CALL_OPENINGS: Final = tuple(f'{{"call":"{name}","start_ns":' for name in CALL_NAMES)
+
+
 def _optional(value: str | None) -> str:
     return "null" if value is None else quote(value)
 
 
 def _call(call: Call) -> str:
-    result = f'{{"call":"{CALL_NAMES[call.syscall]}","start_ns":{call.enter_ns},"end_ns":{call.exit_ns},'
+    opening = _CALL_OPENINGS[call.syscall]
     if call.size:
-        return f'{result}"bytes":{call.size}}}'
-    return f'{result}"success":{"true" if call.success else "false"}}}'
+        return f'{opening}{call.enter_ns},"end_ns":{call.exit_ns},"bytes":{call.size}}}'
+    success = "true" if call.success else "false"
+    return f'{opening}{call.enter_ns},"end_ns":{call.exit_ns},"success":{success}}}'
 
 
 class JsonEncoder:
@@ -63,7 +67,7 @@ class JsonEncoder:
             f'"request_header_bytes":{exchange.request_header_bytes},"request_body_bytes":{exchange.request_body_bytes},'
             f'"response_header_bytes":{exchange.response_header_bytes},'
             f'"response_body_bytes":{exchange.response_body_bytes},'
-            f'"completeness":"{exchange.completeness.value}",'
+            f'"completeness":"{exchange.completeness}",'
         )
         if exchange.version == 2:
             text += f'"stream":{exchange.stream_id if exchange.stream_id is not None else "null"},'

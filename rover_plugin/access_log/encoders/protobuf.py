@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fragments of EBPFAccessLogMessage: fields 3 and 4, to be concatenated with the connection (field 2).
 
-What goes into each field, and why, is oap-contract.md §A.4, A.5 and K. Memory: upb never frees strings that are given
-again on a live message, so only handles with nothing but numbers are kept; the HTTP log is a fresh message each time.
+What goes into each field, and why, is oap-contract.md §A.4, A.5 and K.
+
+Setting numbers on messages that are kept is the cheapest way to serialise them. Strings cannot be set there: upb never
+frees what was set before. So an HTTP log travels as two fields 4, numbers in one and words in the other; a receiver
+merges them, as it must a message field that comes more than once (protobuf encoding, "Last One Wins").
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ _METHODS: Final = {
     "UNLINK": pb.Delete,
 }
 
-_READ_SYSCALLS: Final = {
+_READS: Final = {
     CallClass.READ: pb.Read,
     CallClass.READV: pb.Readv,
     CallClass.PREADV2: pb.Readv,
@@ -55,7 +58,7 @@ _READ_SYSCALLS: Final = {
     CallClass.RECVMSG: pb.RecvMsg,
     CallClass.RECVMMSG: pb.RecvMmsg,
 }
-_WRITE_SYSCALLS: Final = {
+_WRITES: Final = {
     CallClass.WRITE: pb.Write,
     CallClass.WRITEV: pb.Writev,
     CallClass.PWRITEV2: pb.Writev,
@@ -65,10 +68,24 @@ _WRITE_SYSCALLS: Final = {
     CallClass.SENDFILE: pb.SendFile,
     CallClass.SPLICE: pb.SendFile,
 }
+# By call class; what is none of these moved bytes in some way of its own.
+_READ_SYSCALLS: Final = tuple(_READS.get(call, pb.Read) for call in CallClass)
+_WRITE_SYSCALLS: Final = tuple(_WRITES.get(call, pb.Write) for call in CallClass)
+
+_READ: Final = Operation.READ
+_WRITE: Final = Operation.WRITE
+
+# Words that come again and again are serialised once; when there are too many different ones, all are forgotten.
+_MOST_WORDS: Final = 4096
+
+
+# How fields 3 and 4 begin (wire type 2, length-delimited), by their size; of numbers alone there are never more bytes.
+_KERNEL_LOG: Final = tuple(bytes((3 << 3 | 2, size)) for size in range(128))
+_PROTOCOL_LOG: Final = tuple(bytes((4 << 3 | 2, size)) for size in range(128))
 
 
 def _field(number: int, payload: bytes) -> bytes:
-    # A length-delimited field (protobuf encoding, wire type 2) of a number below 16.
+    # A length-delimited field of a number below 16.
     size = len(payload)
     head = bytearray((number << 3 | 2,))
     while size > 127:
@@ -89,12 +106,17 @@ class ProtobufEncoder:
     def __init__(self, *, grpc_status_as_http: bool = True) -> None:
         self._grpc_status_as_http = grpc_status_as_http
         self._read, self._write = pb.AccessLogKernelLog(), pb.AccessLogKernelLog()
-        read, write = self._read.read, self._write.write
+        self._read_log, self._write_log = read, write = self._read.read, self._write.write
         self._read_start, self._read_end = read.startTime.offset, read.endTime.offset
         self._write_start, self._write_end = write.startTime.offset, write.endTime.offset
         self._read_size, self._write_size = read.l2Metrics, write.l4Metrics
         # Segments cannot be counted from system calls; one call is one, as Rover has it.
         self._read_size.totalPackageCount = self._write_size.totalTransmitPackageCount = 1
+        self._numbers = pb.AccessLogProtocolLogs()
+        self._http = http = self._numbers.http
+        self._http_start, self._http_end = http.startTime.offset, http.endTime.offset
+        self._request, self._response = http.request, http.response
+        self._words: dict[tuple[str | None, str | None], bytes] = {}
 
     def set_clock(self, offset_ns: int) -> None:
         """Nothing to do: the wire carries CLOCK_MONOTONIC, and `node` carries its base."""
@@ -108,29 +130,28 @@ class ProtobufEncoder:
         parts = [self._call(call) for call in exchange.calls]
         if exchange.status is None or exchange.completeness is Completeness.OPEN:
             return b"".join(parts), 0
-        logs = pb.AccessLogProtocolLogs()
-        http = logs.http
-        http.startTime.offset.offset = exchange.start_ns
-        http.endTime.offset.offset = max(exchange.end_ns, exchange.start_ns)
+        http, request, response = self._http, self._request, self._response
+        self._http_start.offset = exchange.start_ns
+        self._http_end.offset = max(exchange.end_ns, exchange.start_ns)
         http.version = pb.HTTP2 if exchange.version == 2 else pb.HTTP1
-        request = http.request
         request.method = _METHODS.get(exchange.method or "GET", pb.Post)
-        request.path = exchange.path[:MAX_PATH] if exchange.path else UNKNOWN_PATH
-        if exchange.host:
-            request.host = exchange.host
         request.sizeOfHeadersBytes = exchange.request_header_bytes
         request.sizeOfBodyBytes = exchange.request_body_bytes
-        if exchange.trace is not None:
-            trace = request.trace
-            trace.provider = pb.SkyWalking if exchange.trace.provider == "skywalking" else pb.Zipkin
-            trace.traceId = exchange.trace.trace_id
-            trace.traceSegmentId = exchange.trace.segment_id
-            trace.spanId = exchange.trace.span_id
-        response = http.response
         response.statusCode = self._status(exchange.status, exchange.grpc_status)
         response.sizeOfHeadersBytes = exchange.response_header_bytes
         response.sizeOfBodyBytes = exchange.response_body_bytes
-        parts.append(_field(4, logs.SerializeToString()))
+        numbers = self._numbers.SerializeToString()
+        parts += (_PROTOCOL_LOG[len(numbers)], numbers)
+        if exchange.trace is None:
+            names = exchange.path, exchange.host
+            words = self._words.get(names)
+            if words is None:
+                if len(self._words) >= _MOST_WORDS:
+                    self._words.clear()
+                words = self._words[names] = _words(exchange)
+        else:
+            words = _words(exchange)
+        parts.append(words)
         return b"".join(parts), 1
 
     def calls(self, calls: Sequence[Call]) -> list[tuple[bytes, int]]:
@@ -148,26 +169,47 @@ class ProtobufEncoder:
 
     def _call(self, call: Call) -> bytes:
         operation = call.operation
-        end_ns = max(call.exit_ns, call.enter_ns)
-        if operation is Operation.READ:
-            self._read_start.offset = call.enter_ns
+        start_ns = call.enter_ns
+        end_ns = call.exit_ns
+        if end_ns < start_ns:  # noqa: PLR1730 max() is a call
+            end_ns = start_ns
+        if operation is _READ:
+            self._read_start.offset = start_ns
             self._read_end.offset = end_ns
             self._read_size.totalPackageSize = call.size
-            self._read.read.syscall = _READ_SYSCALLS.get(call.syscall, pb.Read)  # type: ignore[call-overload]
-            return _field(3, self._read.SerializeToString())
-        if operation is Operation.WRITE:
-            self._write_start.offset = call.enter_ns
+            self._read_log.syscall = _READ_SYSCALLS[call.syscall]
+            payload = self._read.SerializeToString()
+            return _KERNEL_LOG[len(payload)] + payload
+        if operation is _WRITE:
+            self._write_start.offset = start_ns
             self._write_end.offset = end_ns
             self._write_size.totalPackageSize = call.size
-            self._write.write.syscall = _WRITE_SYSCALLS.get(call.syscall, pb.Write)  # type: ignore[call-overload]
-            return _field(3, self._write.SerializeToString())
+            self._write_log.syscall = _WRITE_SYSCALLS[call.syscall]
+            payload = self._write.SerializeToString()
+            return _KERNEL_LOG[len(payload)] + payload
         log = pb.AccessLogKernelLog()
         if operation is Operation.ACCEPT:
-            log.accept.startTime.offset.offset = call.enter_ns
+            log.accept.startTime.offset.offset = start_ns
             log.accept.endTime.offset.offset = end_ns
         else:
             detail = log.connect if operation is Operation.CONNECT else log.close
-            detail.startTime.offset.offset = call.enter_ns
+            detail.startTime.offset.offset = start_ns
             detail.endTime.offset.offset = end_ns
             detail.success = call.success
         return _field(3, log.SerializeToString())
+
+
+def _words(exchange: Exchange) -> bytes:
+    """The strings of an HTTP log, as a field 4 of its own."""
+    logs = pb.AccessLogProtocolLogs()
+    request = logs.http.request
+    request.path = exchange.path[:MAX_PATH] if exchange.path else UNKNOWN_PATH
+    if exchange.host:
+        request.host = exchange.host
+    if exchange.trace is not None:
+        trace = request.trace
+        trace.provider = pb.SkyWalking if exchange.trace.provider == "skywalking" else pb.Zipkin
+        trace.traceId = exchange.trace.trace_id
+        trace.traceSegmentId = exchange.trace.segment_id
+        trace.spanId = exchange.trace.span_id
+    return _field(4, logs.SerializeToString())

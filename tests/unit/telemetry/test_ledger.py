@@ -64,7 +64,7 @@ def test_what_another_worker_handed_over_since_its_report_is_ahead_and_balanced(
     first.report()
     second.report()
     exchange(second, 2, opened=True)
-    second.link.flush()
+    second.hand_over()
     first.report()
     balance = subject.balance()
     assert (balance.ahead, balance.imbalance) == (2, 0)
@@ -105,7 +105,7 @@ def test_what_a_full_queue_refuses_is_lost_for_every_output_that_wanted_it() -> 
     worker.socket.full = True
     for connection in range(1, 5):
         exchange(worker, connection)
-        worker.link.flush()
+        worker.hand_over()
     worker.socket.full = False
     worker.report()
     subject.settle()
@@ -121,7 +121,7 @@ def test_processes_nobody_names_are_filtered_with_the_reason() -> None:
     (worker,) = subject.workers
     exchange(worker, 1)
     worker.read(worker.kernel.close(1))
-    worker.link.flush()
+    worker.hand_over()
     subject.settle()
     worker.report()
     assert subject.balance().filtered == {"unknown_process": 4}
@@ -170,7 +170,7 @@ def test_the_calls_of_a_long_transfer_go_alone_beyond_what_an_exchange_carries()
     for _ in range(6000):
         worker.read(kernel.call(1, Direction.EGRESS, b"", unseen=1000))
     worker.read(kernel.close(1))
-    worker.link.flush()
+    worker.hand_over()
     subject.settle()
     worker.report()
     balance = subject.balance()
@@ -194,7 +194,7 @@ def test_a_log_swallowed_on_its_way_is_an_imbalance_that_is_logged_once_in_a_whi
 
     worker.read(worker.kernel.open(1))
     worker.shard.flush()
-    worker.link.flush()
+    worker.hand_over()
     monkeypatch.setattr(subject.outputs[0], "write", swallow)
     exchange(worker, 1, opened=True)
     with capture_logs() as logs:
@@ -216,6 +216,7 @@ def test_a_fragment_that_never_arrives_is_the_workers_imbalance() -> None:
     first, second = subject.workers
     exchange(first, 1)
     exchange(second, 2)
+    second.outbox.hand_over()
     second.link._parts.clear()
     first.report()
     second.report()

@@ -22,10 +22,10 @@ MAX_RECORDS: Final = 48_000
 
 # kind, encoding index, kernel logs, protocol logs, length of the payload, connection id
 _ITEM: Final = Struct("<BBHIIQ")
-# Waiting for the main process at most, of whatever kind; beyond it nothing more is read from the ring.
-_CHOKE_BYTES: Final = 32 << 20
 _ITEM_SIZE: Final = _ITEM.size
 _MAX_PAYLOAD: Final = MAX_DATAGRAM - _ITEM_SIZE
+# Waiting for the main process at most, of whatever kind; beyond it nothing more is read from the ring.
+_CHOKE_BYTES: Final = 32 << 20
 # pid, network namespace, role, protocol, tls, ipv6, ports, addresses
 _CONNECTION: Final = Struct("<IIBBBBHH16s16s")
 

@@ -96,7 +96,7 @@ def worker_part(path: Path) -> tuple[int, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--exchanges", type=int, default=200_000)
+    parser.add_argument("--exchanges", type=int, default=1_000_000)
     parser.add_argument("--profile", action="store_true", help="show where the worker's part spends its time")
     arguments = parser.parse_args()
     # As a worker has it.
@@ -114,7 +114,7 @@ def main() -> None:
         exchanges, used = worker_part(path)
         print(f"worker   {exchanges:>9} exchanges  {exchanges / used:>8.0f}/s  {used / exchanges * 1e6:5.1f} us each")
         counters = Counters()
-        output = JsonLinesOutput(f"{directory}/out.jsonl", counters)
+        output = JsonLinesOutput("/dev/null", counters)
         with RecordingReader(path) as reader:
             summary = replay(reader, output, counters)
         output.close(1.0)

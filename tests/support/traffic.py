@@ -60,7 +60,7 @@ def _run(command: list[str]) -> None:
     subprocess.run(["sh", "-c", '"$@"; exit $?', "sh", *command], check=True, capture_output=True)
 
 
-def run_http1(nginx: Nginx, folder: Path) -> int:
+def run_http1(nginx: Nginx, folder: Path, load: int = H1_LOAD) -> int:
     """curl over one kept-alive connection, then h2load; returns how many exchanges that makes."""
     secret = SECRETS
     (nginx.files / "text").write_text(f"{secret['answer']} " * 3000)
@@ -83,18 +83,18 @@ def run_http1(nginx: Nginx, folder: Path) -> int:
     for number, request in enumerate(requests):
         command += [*(["--next", "-s"] if number else []), "-o", "/dev/null", *request]
     _run(command)
-    load = [tool("h2load"), "--h1", "-t1", "-c4", f"-n{H1_LOAD}", f"-HX-Api-Key: {secret['header']}"]
-    _run([*load, nginx.url(f"/load?{secret['query']}")])
-    return len(requests) + H1_LOAD
+    loader = [tool("h2load"), "--h1", "-t1", "-c4", f"-n{load}", f"-HX-Api-Key: {secret['header']}"]
+    _run([*loader, nginx.url(f"/load?{secret['query']}")])
+    return len(requests) + load
 
 
-def run_http2(nghttpd: Nghttpd, folder: Path) -> int:
+def run_http2(nghttpd: Nghttpd, folder: Path, load: int = H2_LOAD, body_words: int = 2000) -> int:
     """curl, then h2load with many streams at once; returns how many exchanges that makes. `folder` is served."""
     secret = SECRETS
     (folder / "text").write_text(f"{secret['answer']} " * 40)
     (folder / secret["path"]).write_text("hello\n")
     body = folder / "h2-body"
-    body.write_text(f"{secret['body']} " * 2000)
+    body.write_text(f"{secret['body']} " * body_words)
     requests = (
         ["-A", f"agent/{secret['user']}", nghttpd.url("/text")],
         ["-b", f"session={secret['cookie']}", nghttpd.url(f"/{secret['path']}?token={secret['query']}")],
@@ -104,6 +104,6 @@ def run_http2(nghttpd: Nghttpd, folder: Path) -> int:
     for request in requests:  # a connection each: curl 7.88 fails to use one again after prior knowledge
         command = [tool("curl"), "-s", "--http2-prior-knowledge", "-o", "/dev/null", *request]
         _run(command)
-    load = [tool("h2load"), "-t1", "-c3", "-m8", f"-n{H2_LOAD}", f"-Hx-api-key: {secret['header']}"]
-    _run([*load, nghttpd.url(f"/text?{secret['query']}")])
-    return len(requests) + H2_LOAD
+    loader = [tool("h2load"), "-t1", "-c3", "-m8", f"-n{load}", f"-Hx-api-key: {secret['header']}"]
+    _run([*loader, nghttpd.url(f"/text?{secret['query']}")])
+    return len(requests) + load

@@ -18,7 +18,7 @@ import sys
 from typing import Any
 
 from rover_plugin.capture.headers import kernel_tree
-from rover_plugin.errors import CaptureError, PrivilegeError
+from rover_plugin.errors import CaptureError
 
 # Where distributions put their bcc, for an interpreter that is not theirs. It is pure Python, any 3.x can import it.
 _DISTRIBUTION_PATHS = (
@@ -85,10 +85,6 @@ def compile_and_load(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]
         try:
             programs[name] = module.load_func(name, bcc.BPF.RAW_TRACEPOINT).fd
         except Exception as error:
-            if os.geteuid() != 0:
-                raise PrivilegeError(
-                    "not allowed to load BPF", hint="run as root, or with CAP_BPF and CAP_PERFMON"
-                ) from error
             raise CaptureError(
                 f"the kernel refuses the BPF program {name}", hint="report it with the log above"
             ) from error
@@ -109,7 +105,6 @@ def main() -> int:
         answer = {
             "error": error.message,
             "hint": error.hint,
-            "privilege": isinstance(error, PrivilegeError),
             "cause": str(error.__cause__ or ""),
         }
     channel.sendall(json.dumps(answer).encode() + b"\n")

@@ -135,7 +135,7 @@ def kernel_tree() -> Path:
     name = f"btf-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     for root in CACHE_ROOTS:
         tree = root / name
-        if (tree / "complete").exists():
+        if os.access(tree / "complete", os.R_OK):
             return tree
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import structlog
 
 from rover_plugin.capture.bpf import attach_raw_tracepoint
+from rover_plugin.capture.privileges import require_bpf
 from rover_plugin.capture.source import read_source
 from rover_plugin.data import data_path
-from rover_plugin.errors import CaptureError, PrivilegeError
+from rover_plugin.errors import CaptureError
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping
@@ -83,6 +84,7 @@ def load(
         PrivilegeError: this process may not use BPF.
         CaptureError: bcc, BTF or bpftool is missing, or compiler, verifier or kernel refuse.
     """
+    require_bpf()
     source = read_source(data_path("bpf"), source_name)
     shards = int(defines.get("SHARDS", 8))
     maps = [name for name in _MAP.findall(source) + _TABLE.findall(source) if not _beyond(name, shards)]
@@ -129,8 +131,7 @@ def _build(request: dict[str, object]) -> LoadedProgram:
     if not received:
         raise CaptureError("the BPF build process ended without an answer", hint="report it with the log above")
     if "error" in answer:
-        kind = PrivilegeError if answer["privilege"] else CaptureError
-        raise kind(answer["error"], hint=answer["hint"], cause=answer["cause"])
+        raise CaptureError(answer["error"], hint=answer["hint"], cause=answer["cause"])
     maps = dict(zip(answer["maps"], descriptors, strict=False))
     programs = dict(zip(answer["programs"], descriptors[len(maps) :], strict=True))
     return LoadedProgram(maps, programs)

@@ -17,6 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rover_plugin.capture.privileges import CAP_SYS_PTRACE, HINT, effective_capabilities, holds, may_load_bpf
 from rover_plugin.errors import RoverError
 
 if TYPE_CHECKING:
@@ -32,13 +33,6 @@ _BACKEND_TIMEOUT_S = 2.0
 _BTF = Path("/sys/kernel/btf/vmlinux")
 _TRACEFS = (Path("/sys/kernel/tracing/events"), Path("/sys/kernel/debug/tracing/events"))
 _LOCKDOWN = Path("/sys/kernel/security/lockdown")
-_STATUS = Path("/proc/self/status")
-
-# include/uapi/linux/capability.h
-_CAP_SYS_PTRACE = 19
-_CAP_SYS_ADMIN = 21
-_CAP_PERFMON = 38
-_CAP_BPF = 39
 
 
 class Status(StrEnum):
@@ -79,17 +73,12 @@ def btf(_: Settings) -> Iterator[Finding]:
 
 def privileges(_: Settings) -> Iterator[Finding]:
     """This process may load BPF programs and look at other processes."""
-    effective = int(re.search(r"CapEff:\s*([0-9a-f]+)", _STATUS.read_text())[1], 16)  # type: ignore[index]
-
-    def holds(capability: int) -> bool:
-        return bool(effective >> capability & 1)
-
-    if holds(_CAP_SYS_ADMIN) or (holds(_CAP_BPF) and holds(_CAP_PERFMON)):
+    effective = effective_capabilities()
+    if may_load_bpf(effective):
         yield Finding("bpf privileges", Status.OK, f"effective capabilities {effective:#x}")
     else:
-        hint = "run as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE (CAP_SYS_ADMIN before kernel 5.8)"
-        yield Finding("bpf privileges", Status.FAIL, f"effective capabilities {effective:#x}", hint)
-    if not holds(_CAP_SYS_PTRACE):
+        yield Finding("bpf privileges", Status.FAIL, f"effective capabilities {effective:#x}", HINT)
+    if not holds(effective, CAP_SYS_PTRACE):
         hint = "add CAP_SYS_PTRACE"
         yield Finding("process privileges", Status.WARN, "other users' processes cannot be looked at", hint)
 

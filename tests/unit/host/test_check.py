@@ -12,7 +12,7 @@ import pytest
 import structlog
 from click.testing import CliRunner
 
-from rover_plugin.capture import plan
+from rover_plugin.capture import plan, privileges
 from rover_plugin.host import check
 from rover_plugin.host.check import Finding, Status
 from rover_plugin.host.cli import cli
@@ -81,7 +81,7 @@ def test_capabilities_suffice_or_the_missing_ones_are_named(
 ) -> None:
     status_file = tmp_path / "status"
     status_file.write_text(f"Name:\tx\nCapEff:\t{effective:016x}\nCapBnd:\tffffffffffffffff\n")
-    monkeypatch.setattr(check, "_STATUS", status_file)
+    monkeypatch.setattr(privileges, "STATUS", status_file)
     findings = list(check.privileges(CONSOLE))
     assert [finding.status for finding in findings] == statuses
     assert all(("CAP_" in finding.hint) == (finding.status is not Status.OK) for finding in findings)

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A host that cannot work says so in one clear line with what to do, exits with the documented code, shows no traceback.
+
+What is missing is really missing: in a mount namespace of its own, hidden behind an empty file system.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.agent import ROOT
+from tests.support.servers import tool
+
+HOST = str(Path(sys.executable).parent / "rover-host")
+
+
+def start(folder: Path, *settings: str, before: tuple[str, ...] = (), env: dict[str, str] | None = None) -> str:
+    """Runs the host, which must give up with exit code 1; returns its last line."""
+    command = [*before, HOST, "--modules", "access_log", "--config", "contrib/standalone.toml"]
+    for setting in (f"process_discovery.feed.socket={folder}/feed.sock", *settings):
+        command += ["--set", setting]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=60, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+def hiding(*paths: str, file: str = "") -> tuple[str, ...]:
+    """A command prefix: the rest runs where these folders are empty, and `file` cannot be run."""
+    mounts = [f"mount -t tmpfs none {path}" for path in paths]
+    if file:
+        mounts.append(f"mount --bind /dev/null {file}")
+    return ("unshare", "--mount", "sh", "-e", "-c", "; ".join([*mounts, 'exec "$@"']), "sh")
+
+
+def bcc_folder() -> str:
+    return str(next(path for path in Path("/usr/lib").glob("python3*/*-packages/bcc")))
+
+
+def test_without_privileges(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all")
+    if subprocess.run([*nobody, HOST, "--version"], capture_output=True, check=False).returncode:
+        pytest.skip("this checkout cannot be read by another user")
+    line = start(Path("/tmp"), "process_discovery.feed.socket=/tmp/rover-nobody.sock", before=nobody)
+    assert line == (
+        "rover-host: module access_log could not start: not allowed to use BPF: run as root, or with CAP_BPF, "
+        "CAP_PERFMON and CAP_SYS_PTRACE (CAP_SYS_ADMIN before kernel 5.8)"
+    )
+
+
+def test_without_bcc(tmp_path: Path) -> None:
+    line = start(tmp_path, before=hiding(bcc_folder()))
+    assert "apt install python3-bpfcc" in line
+
+
+def test_with_the_other_bcc(tmp_path: Path) -> None:
+    (tmp_path / "bcc.py").write_text("'''PyPI has a project of this name.'''\n")
+    line = start(tmp_path, before=("env", f"PYTHONPATH={tmp_path}", *hiding(bcc_folder())))
+    assert "apt install python3-bpfcc" in line
+
+
+def test_without_btf(tmp_path: Path) -> None:
+    line = start(tmp_path, before=hiding("/sys/kernel/btf"))
+    assert "no BTF" in line
+    assert "CONFIG_DEBUG_INFO_BTF" in line
+
+
+def test_without_bpftool(tmp_path: Path) -> None:
+    line = start(tmp_path, before=hiding("/var/cache", file=tool("bpftool")))
+    assert "bpftool" in line
+
+
+def test_with_more_shards_than_there_can_be(tmp_path: Path) -> None:
+    line = start(tmp_path, "access_log.protocol_analyze.parallels=9")
+    assert "access_log.protocol_analyze.parallels" in line
+
+
+def test_with_an_output_file_that_cannot_be_written(tmp_path: Path) -> None:
+    line = start(tmp_path, "access_log.outputs=jsonl", f"access_log.jsonl.path={tmp_path}/missing/log")
+    assert "access_log.jsonl.path" in line
+
+
+def test_with_a_rule_that_is_none(tmp_path: Path) -> None:
+    line = start(tmp_path, "process_discovery.local.include=nginx")
+    assert "process_discovery.local.include" in line
+    assert "--set" in line

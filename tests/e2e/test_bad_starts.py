@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A host that cannot work says so in one clear line with what to do, exits with the documented code, shows no traceback.
+"""A host that cannot work says so in one clear line with what to do, exits with the documented code, has no traceback.
 
 What is missing is really missing: in a mount namespace of its own, hidden behind an empty file system.
 """

@@ -88,11 +88,13 @@ class AddressBook:
         """Learns or replaces a process."""
         self._processes[process.key.pid] = process
 
-    def remove_process(self, key: ProcessKey) -> None:
-        """Forgets a process, unless its pid is another's by now."""
+    def remove_process(self, key: ProcessKey) -> bool:
+        """Forgets a process; False if it was not known, or its pid is another's by now."""
         known = self._processes.get(key.pid)
-        if known is not None and known.key == key:
-            del self._processes[key.pid]
+        if known is None or known.key != key:
+            return False
+        del self._processes[key.pid]
+        return True
 
     def knows(self, pid: int) -> bool:
         """Whether the feed has named this process, to be watched or not."""

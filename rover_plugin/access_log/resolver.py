@@ -235,7 +235,9 @@ class Resolver:
     def change_process(self, change: Change, now_ns: int) -> None:
         """Learns what the feed says of a process, and has it watched or not."""
         if isinstance(change, Removed):
-            self._book.remove_process(change.key)
+            # The kernel side forgets a process at its exit, unless that came before the feed had named it.
+            if self._book.remove_process(change.key):
+                self._unwatch(change.key.pid)
             return
         process = change.process
         self._book.add_process(process)

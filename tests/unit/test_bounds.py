@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rover_plugin.access_log import address_book, hub, link, resolver
@@ -12,8 +13,10 @@ from rover_plugin.access_log.address_book import AddressBook
 from rover_plugin.access_log.hub import Hub
 from rover_plugin.access_log.link import ConnectionFacts, Item, read_items
 from rover_plugin.access_log.model import Direction
+from rover_plugin.access_log.resolver import Resolver
 from rover_plugin.access_log.worker import Worker, WorkerOptions
-from rover_plugin.discovery.table import Added
+from rover_plugin.discovery.model import ProcessKey
+from rover_plugin.discovery.table import Added, Removed
 from rover_plugin.telemetry.counters import Counters
 from tests.support.pipeline import Pipeline, Policies
 from tests.support.synthetic import Kernel, server_process
@@ -53,6 +56,18 @@ def test_the_one_idle_longest_of_the_oldest_gives_way() -> None:
     worker.read(kernel.call(1, Direction.INGRESS, REQUEST))
     worker.read(kernel.open(4))
     assert set(worker.shard.connections) == {1, 3, 4}
+
+
+def test_a_process_named_after_its_end_is_not_watched_for_ever() -> None:
+    watched: set[int] = set()
+    subject = Resolver((), (), AddressBook(), Counters(), lambda pid: not watched.add(pid), watched.discard)
+    first, second = server_process(5), replace(server_process(5), key=ProcessKey(5, 78))
+    subject.change_process(Added(first), 0)
+    subject.change_process(Removed(first.key), 0)
+    assert watched == set()
+    subject.change_process(Added(second), 0)
+    subject.change_process(Removed(first.key), 0)  # late: the pid is another's by now
+    assert watched == {5}
 
 
 def test_the_capture_policy_of_a_connection_goes_with_it() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -11,10 +12,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rover_plugin.access_log.model import Direction
-from rover_plugin.capture.recording import Batch, RecordingReader, pack_records
+from rover_plugin.capture.recording import Batch, RecordingReader, RecordingWriter, pack_records
 from rover_plugin.errors import RecordingError
 from rover_plugin.host.cli import cli
-from tests.support.synthetic import Kernel, write_recording
+from tests.support.synthetic import Kernel, header, write_recording
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -153,3 +154,21 @@ def test_a_replay_needs_no_bcc_and_writes_the_same_bytes_each_time(recording: Pa
     ]
     assert runs[0].stdout == runs[1].stdout
     assert runs[0].stdout.count(b'"kind":"exchange"') == _EXCHANGES
+
+
+def test_a_full_disk_is_said_in_one_line_and_what_was_written_stays_readable(tmp_path: Path) -> None:
+    path = tmp_path / "full.rec"
+    writer = RecordingWriter(path, header())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer.batch(Batch(1, 1, 0, 0, b""))
+    writer.flush()
+    # As if the disk ended here; Python ignores the signal that comes with it.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 100, hard))
+    try:
+        with pytest.raises(RecordingError, match=f"cannot write the recording {path}: "):
+            writer.batch(Batch(2, 2, 0, 0, bytes(8 << 20)))  # more than is buffered
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    result = replay(path)
+    assert result.exit_code == 1
+    assert "cut        the file ends in the middle" in result.stderr

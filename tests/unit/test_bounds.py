@@ -79,6 +79,7 @@ def test_the_capture_policy_of_a_connection_goes_with_it() -> None:
         worker.read(kernel.call(connection, Direction.EGRESS, BIG_RESPONSE, unseen=100_000))
     assert len(worker.policies.values) == len(worker.outbox._policy_state) == 50
     worker.read(*(kernel.close(connection) for connection in range(1, 51)))
+    worker.report()
     assert worker.policies.values == worker.outbox._policy_state == {}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from rover_plugin.access_log.model import Call, Direction, Exchange, ProtocolName, Role, Side
-from rover_plugin.access_log.protocols.detect import Detector, Verdict
+from rover_plugin.access_log.protocols.detect import Detector, Verdict, proxy_header_size
 from rover_plugin.access_log.protocols.http1 import Http1Analyzer
 from rover_plugin.access_log.protocols.http2.analyzer import Http2Analyzer
 
@@ -143,6 +143,8 @@ class Conversation:
         if self._detector is None:
             self.loose.append(call)
             return
+        if data[:1] in {b"P", b"\r"} and (skipped := proxy_header_size(data)):
+            data = data[skipped:]
         verdict = self._detector.feed(Direction(direction), data, unseen)
         if verdict is None:
             self._wait((direction, call, data, unseen))

@@ -16,6 +16,7 @@ HTTP, who speaks after the other has spoken begins a message, save for interrupt
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 
@@ -23,6 +24,8 @@ from rover_plugin.access_log.model import Direction, ProtocolName
 from rover_plugin.access_log.protocols.frame_shape import Speaker, judge_frames
 from rover_plugin.access_log.protocols.http1_head import begins_message, long_target, may_begin_message
 
+_PROXY_LINE = re.compile(rb"PROXY (?:TCP4|TCP6|UNKNOWN)[^\r\n]{0,96}\r\n")
+_PROXY_SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 _MAX_PENDING = 2048  # bytes of a cut beginning that are kept, per direction
@@ -147,6 +150,20 @@ class Detector:
             not way.pending and (way.size >= _ENOUGH_ONE_WAY_BYTES or way.calls >= _ENOUGH_ONE_WAY_CALLS)
             for way in self._ways
         )
+
+
+def proxy_header_size(data: bytes) -> int:
+    """Size of the PROXY protocol header that these bytes begin with, 0 if they do not.
+
+    Load balancers write it before everything else, often in one segment with the first request (haproxy.org,
+    proxy-protocol.txt §2.1 and §2.2).
+    """
+    if data.startswith(b"PROXY "):
+        match = _PROXY_LINE.match(data)
+        return match.end() if match else 0
+    if data.startswith(_PROXY_SIGNATURE) and len(data) >= 16:
+        return min(len(data), 16 + (data[14] << 8 | data[15]))
+    return 0
 
 
 def classify(data: bytes, direction: Direction, unseen: int = 0) -> Verdict | _Doubt:

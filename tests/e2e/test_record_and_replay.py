@@ -73,15 +73,14 @@ def redacted(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     return _record(tmp_path_factory.mktemp("redacted"), "--redact")
 
 
-def test_what_is_compared_are_all_exchanges_of_the_servers_and_those_of_clients(recorded: Recorded) -> None:
+def test_what_is_compared_are_all_exchanges_of_the_servers(recorded: Recorded) -> None:
+    # And of the clients that had a name in time, which on a busy machine need not be all.
     exchanges = [item for item in map(json.loads, recorded.live.splitlines()) if item["kind"] == "exchange"]
     for port, count in recorded.ports.items():
         servers = [item for item in exchanges if item["local"]["port"] == port]
         assert len(servers) == count
         # All but an upload of which no call is copied whole.
         assert [item["completeness"] for item in servers].count("complete") >= count - 1
-        # On a busy machine a client may come and go before it has a name.
-        assert any(item["remote"]["port"] == port for item in exchanges)
 
 
 def test_a_replay_writes_the_bytes_that_the_agent_wrote_each_time(recorded: Recorded) -> None:

@@ -231,11 +231,11 @@ class Worker:
             # A main process that stands still must not make this one grow: the ring has its bound, and counts.
             taken = 0 if link.choked else ring.read(self._handle, _BATCH)
             now_ns = time.monotonic_ns()
+            report_due = schedule.pass_time(now_ns)
+            outbox.hand_over()
             if taken and self._oldest_ns and now_ns >= self._next_mark_ns:
                 self._next_mark_ns = now_ns + _MARK_NS
                 link.mark(self._oldest_ns)
-            report_due = schedule.pass_time(now_ns)
-            outbox.hand_over()
             if tap is not None:
                 tap.tell(now_ns)
             if report_due:

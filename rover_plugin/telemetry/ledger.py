@@ -119,7 +119,8 @@ class Ledger:
         self._received: dict[int, list[list[int]]] = {}
         self._at_report: dict[int, list[list[int]]] = {}
         self._late_losses = 0
-        self._logged_at = float("-inf")
+        self._logged_at = self._losses_said_at = float("-inf")
+        self._losses_said: dict[str, int] = {}
         self.reports: dict[int, dict[str, Any]] = {}
         self.balances: tuple[Balance, ...] = ()
         self.worker_imbalance: dict[tuple[int, int], Logs] = {}
@@ -143,6 +144,8 @@ class Ledger:
         for encoding in range(len(self._encodings)):
             self.worker_imbalance[worker, encoding] = _worker_imbalance(report, encoding, at_report[encoding])
         self.check(waiting)
+        if time.monotonic() - self._losses_said_at >= _LOG_PERIOD_S:
+            self._say_losses()
 
     def check(self, waiting: Sequence[Logs]) -> None:
         """Draws all balances anew; an imbalance is logged, not more often than every 10 s."""
@@ -209,6 +212,23 @@ class Ledger:
                 for reason, count in report["filtered"][encoding].items():
                     _add(balance.filtered, reason, count)
         return balance
+
+    def _say_losses(self) -> None:
+        """Logs what was lost before the outputs since it was last said; outputs tell of their own losses."""
+        losses = {"ring_records": self.lost_ring()}
+        for balance in self.balances:
+            for (stage, reason), count in balance.lost.items():
+                if stage == "queue":
+                    losses[f"{balance.output}_{balance.unit}_{reason}"] = count
+        grown = {name: count - self._losses_said.get(name, 0) for name, count in losses.items()}
+        if any(grown.values()):
+            self._losses_said_at = time.monotonic()
+            self._losses_said = losses
+            log.warning(
+                "logs_lost_before_output",
+                **{name: count for name, count in grown.items() if count},
+                hint="more access_log.protocol_analyze.per_cpu_buffer, parallels or queue_size may help",
+            )
 
     def _complain(self) -> None:
         for balance in self.balances:

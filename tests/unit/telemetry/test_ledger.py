@@ -238,3 +238,21 @@ def test_a_call_given_out_twice_is_an_imbalance() -> None:
     worker.report()
     assert subject.balance().imbalance == -1
     assert subject.ledger.imbalance() > 0
+
+
+def test_losses_before_the_outputs_are_said_in_sums_and_not_too_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = Pipeline()
+    (worker,) = subject.workers
+    exchange(worker, 1)
+    with capture_logs() as logs:
+        worker.report()
+        for _ in range(3):
+            worker.kernel.lose(1, Direction.INGRESS, 10)
+            exchange(worker, 1, opened=True)
+            worker.report()
+    assert [(line["event"], line["ring_records"]) for line in logs] == [("logs_lost_before_output", 1)]
+    monkeypatch.setattr(ledger_module, "_LOG_PERIOD_S", 0.0)
+    with capture_logs() as logs:
+        worker.report()
+        worker.report()
+    assert [line["ring_records"] for line in logs] == [2]

@@ -126,9 +126,13 @@ class Http1Analyzer:
         if side:
             half = self._response
             self._pairing.latest_response = call
+            if half.state == _START and not unseen and self._whole_response(call, data):
+                return
         else:
             half = self._request
             self._pairing.latest_request = call
+            if half.state == _START and not unseen and self._whole_request(call, data):
+                return
         self._fresh = True
         self._unseen = unseen
         if half.state >= _LENGTH:
@@ -200,6 +204,77 @@ class Http1Analyzer:
         if half.state == _DONE or (half.state == _UNTIL_CLOSE and half.exchange and half.exchange.method is not None):
             return -1
         return 0
+
+    # Nearly all traffic: a call that carries one whole message, when nothing else is under way. These two do what the
+    # general way does, in three quarters of its time; whatever is unusual, they leave to it.
+
+    def _whole_request(self, call: Call, data: bytes) -> bool:
+        pairing = self._pairing
+        if pairing.queue or not pairing.resting() or self._response.exchange is not None:
+            return False
+        size = len(data)
+        end = head_end(data, 0)
+        if end < 0 or end > MAX_HEAD:
+            return False
+        parsed = parse_request(data if end == size else data[:end])
+        if parsed is None:
+            return False
+        method, path, host, content, trace = parsed
+        if content != size - end or method == "CONNECT":
+            return False
+        start_ns = call.exit_ns if call.operation == _READ else call.enter_ns
+        pairing.queue.append(
+            Exchange(
+                1,
+                method,
+                path,
+                host,
+                None,
+                end,
+                content,
+                0,
+                0,
+                start_ns,
+                call.exit_ns,
+                trace,
+                _COMPLETE,
+                None,
+                None,
+                None,
+                [call],
+            )
+        )
+        return True
+
+    def _whole_response(self, call: Call, data: bytes) -> bool:
+        pairing = self._pairing
+        queue = pairing.queue
+        if len(queue) != 1 or self._request.state != _START or self._response.calls or not pairing.resting():
+            return False
+        exchange = queue[0]
+        if call.exit_ns < exchange.start_ns or exchange.method == "CONNECT":
+            return False
+        size = len(data)
+        end = head_end(data, 0)
+        if end < 0 or end > MAX_HEAD:
+            return False
+        parsed = parse_response(data if end == size else data[:end])
+        if parsed is None:
+            return False
+        status, content = parsed
+        if exchange.method == "HEAD" or status == 204 or status == 304:  # noqa: PLR1714 - hot; RFC 9112 §6.3
+            content = 0
+        if content != size - end or status < 200:
+            return False
+        exchange.status = status
+        exchange.response_header_bytes = end
+        exchange.response_body_bytes = content
+        exchange.calls.append(call)
+        if call.exit_ns > exchange.end_ns:  # noqa: PLR1730 - max() is a call
+            exchange.end_ns = call.exit_ns
+        del queue[0]
+        self.exchanges.append(exchange)
+        return True
 
     # Calls
 

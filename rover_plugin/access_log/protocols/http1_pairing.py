@@ -97,6 +97,10 @@ class Pairing:
         self._latest: Exchange | None = None  # the latest request in doubt
         self._last_request_ns: int | None = None  # when it began; None if others may have since
 
+    def resting(self) -> bool:
+        """Whether nothing stands between the requests in the queue and their responses, in order."""
+        return self.doubt is None and not self._held and not self._abandoned and self._discard is None
+
     # Requests
 
     def begin_request(self, exchange: Exchange, call: Call) -> Exchange:

@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.agent import ROVER_HOST, Agent
 from tests.support.servers import Nginx
 from tests.support.traffic import LOCATIONS, SECRETS, Nghttpd, run_http1, run_http2
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _NOBODY = 65534
 
@@ -89,8 +89,11 @@ def test_a_replay_writes_the_bytes_that_the_agent_wrote_each_time(recorded: Reco
 
 
 def test_a_replay_needs_no_privileges(recorded: Recorded) -> None:
-    recorded.file.chmod(0o644)
-    assert _replay(recorded.file, user=_NOBODY, group=_NOBODY, extra_groups=[]) == recorded.live
+    with tempfile.TemporaryDirectory() as directory:  # pytest keeps its own folders from everybody else
+        file = shutil.copyfile(recorded.file, f"{directory}/traffic.rec")
+        for path in (directory, file):
+            Path(path).chmod(0o755)
+        assert _replay(Path(file), user=_NOBODY, group=_NOBODY, extra_groups=[]) == recorded.live
 
 
 def test_a_recording_is_its_owners_only(redacted: Recorded) -> None:

@@ -39,6 +39,8 @@ MOST_GROWTH = 3 << 20
 ELSEWHERE = 128
 MAPS = ("connections", "policies", "processes", "threads")
 
+pytestmark = pytest.mark.timeout(SECONDS + 300)
+
 
 class LogCounter(threading.Thread):
     """Reads the agent's log from a pipe and counts what our own traffic made: by path and role, and by completeness."""
@@ -168,8 +170,3 @@ def print_memory(name: str, samples: Samples, process: str) -> float:
         f"second half {slope:+.0f} B/s, {growth / 2**20:+.2f} MB"
     )
     return growth
-
-
-@pytest.fixture(autouse=True)
-def _long_enough(request: pytest.FixtureRequest) -> None:
-    request.node.add_marker(pytest.mark.timeout(SECONDS + 300))

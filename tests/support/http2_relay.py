@@ -6,6 +6,7 @@ Run: python -m tests.support.http2_relay SERVER_PORT RELAY_PORT FILE   (stops af
 
 from __future__ import annotations
 
+import gzip
 import selectors
 import socket
 import sys
@@ -45,9 +46,10 @@ def save(path: Path, chunks: Chunks) -> None:
 
 
 def load(path: Path) -> Chunks:
-    """What `save` wrote."""
+    """What `save` wrote, perhaps compressed since."""
     sides = {mark: side for side, mark in _MARK.items()}
-    return [(sides[line[0]], bytes.fromhex(line[2:])) for line in path.read_text().splitlines()]
+    text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
+    return [(sides[line[0]], bytes.fromhex(line[2:])) for line in text.splitlines()]
 
 
 def main() -> None:

@@ -485,6 +485,8 @@ class Http2Analyzer:
                 if end > size:
                     break
                 claimed = self._rare_frame(direction, call, origin, data[at:end], claimed=claimed)
+            elif end - start > LARGEST_SOUGHT_FRAME:  # of a kind that nobody has defined
+                return self._bad_frame(direction, data, at, "frame_size", claimed=claimed)
             elif end > size:
                 self._leave(direction, end - size, None, 0, ends=False)
                 return claimed

@@ -29,7 +29,9 @@ def test_later_grpc_calls_on_a_connection_keep_their_headers() -> None:
     wire = Wire()
     for stream_id in (1, 3, 5, 7):
         wire.up(wire.request(stream_id, grpc("/s/Get", "orders:9000"), end=False), data(stream_id, b"q", end=True))
-        wire.down(wire.response(stream_id, 200, [("content-type", "application/grpc")], end=False), data(stream_id, b"a"))
+        wire.down(
+            wire.response(stream_id, 200, [("content-type", "application/grpc")], end=False), data(stream_id, b"a")
+        )
         wire.down(wire.response(stream_id, None, [("grpc-status", "0")]))
     for exchange in wire.finish():
         assert (exchange.path, exchange.host, exchange.status) == ("/s/Get", "orders:9000", 200)
@@ -40,7 +42,7 @@ def test_a_response_that_ends_on_a_data_frame_is_logged() -> None:
     wire = Wire()
     wire.up(wire.request(1, get("/page")))
     wire.down(wire.response(1, 200, end=False), data(1, b"<html>", end=True))
-    wire.then(lambda feeder: _no_stream_is_left(feeder))
+    wire.then(_no_stream_is_left)
     assert one(wire.finish()).response_body_bytes == 6
 
 
@@ -92,7 +94,9 @@ def test_a_header_block_of_any_shape_breaks_nothing(shape: str) -> None:
     for part in {
         "priority": (frame(HEADERS, plain | HAS_PRIORITY, 1, priority + block),),
         "padded": (frame(HEADERS, plain | PADDED, 1, b"\x04" + block + bytes(4)),),
-        "padded and priority": (frame(HEADERS, plain | PADDED | HAS_PRIORITY, 1, b"\x04" + priority + block + bytes(4)),),
+        "padded and priority": (
+            frame(HEADERS, plain | PADDED | HAS_PRIORITY, 1, b"\x04" + priority + block + bytes(4)),
+        ),
         "continuation": (frame(HEADERS, END_STREAM, 1, block[:9]) + frame(CONTINUATION, END_HEADERS, 1, block[9:]),),
         "two reads": (headers(1, block)[:12], headers(1, block)[12:]),
         "two reads of a continuation": (continued[:20], continued[20:]),

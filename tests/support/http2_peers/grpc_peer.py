@@ -55,8 +55,7 @@ class _Handler(grpc.GenericRpcHandler):
             _behave(name, context)
 
         def both(messages: Any, context: grpc.ServicerContext) -> Any:
-            for message in messages:
-                yield message
+            yield from messages
             _behave(name, context)
 
         if name.startswith("Unary"):

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// HTTP/2 server and client of Go's net/http, without TLS: `gopeer server` | `gopeer client PORT CONCURRENT < requests.json`.
+// HTTP/2 server (x/net h2c: prior knowledge and upgrade) and client (net/http) of Go, without TLS:
+// `gopeer server` | `gopeer client PORT CONCURRENT < requests.json`.
 // What is asked and answered: tests/support/http2_peers/__init__.py.
 package main
 
@@ -16,6 +17,9 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/h2c"
 )
 
 var output sync.Mutex
@@ -74,14 +78,12 @@ func server() {
 	if err != nil {
 		panic(err)
 	}
-	var protocols http.Protocols
-	protocols.SetUnencryptedHTTP2(true)
 	report(map[string]int{"port": listener.Addr().(*net.TCPAddr).Port})
 	go func() {
 		io.Copy(io.Discard, os.Stdin)
 		os.Exit(0)
 	}()
-	(&http.Server{Handler: http.HandlerFunc(serve), Protocols: &protocols}).Serve(listener)
+	http.Serve(listener, h2c.NewHandler(http.HandlerFunc(serve), &http2.Server{}))
 }
 
 type asked struct {

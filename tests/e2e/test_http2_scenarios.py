@@ -348,7 +348,6 @@ def test_grpcio(stage: Stage, name: str) -> None:
     requests, wanted, codes = GRPC[name]
     port = stage.server("grpc")
     got: list[int] = []
-    # As Node, grpcio writes many segments a call when it has many streams to write for.
     concurrent = 20 if len(requests) > 20 else 1
 
     def run() -> None:

@@ -34,5 +34,5 @@ def test_any_bytes(flags: int, said: list[tuple[int, Side, bytes]]) -> None:
 
 
 def test_input_is_read_as_it_was_written() -> None:
-    steps = [Step(BYTES, Side.REQUEST, b"abc"), Step(GAP, Side.RESPONSE, b"", 7), Step(BYTES, Side.RESPONSE, b"")]
+    steps = [Step(BYTES, Side.REQUEST, b"abc"), Step(GAP, Side.RESPONSE, b"", 7), Step(BYTES, Side.RESPONSE, b"d")]
     assert read_steps(write_steps(3, steps)) == (3, steps)

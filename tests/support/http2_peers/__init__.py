@@ -3,8 +3,8 @@
 
 A server prints `{"port": …}`, then for each request what it received and answered; it ends when its standard input
 does. It answers by path: `/status/N` with that status and no body, `/bytes/N` with so many bytes, `/trailers` with ten
-bytes and trailers, `/hints` with a 103 before 200, `/push` (Node) with a pushed `/pushed`, `/reset` with RST_STREAM, anything
-else with 404. A client takes a list of requests on its standard input and prints what it got for each.
+bytes and trailers, `/hints` with a 103 before 200, `/push` (Node) with a pushed `/pushed`, `/reset` with RST_STREAM,
+anything else with 404. A client takes a list of requests on its standard input and prints what it got for each.
 """
 
 from __future__ import annotations

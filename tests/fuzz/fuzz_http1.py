@@ -37,7 +37,7 @@ _MOST_SINGLE_BYTES = 400  # to keep the fuzzer fast
 _MAX_UNDECIDED = 33
 _HTTP1_ERRORS = frozenset({
     "http1_bad_chunk_end", "http1_bad_chunk_size", "http1_bad_content_length", "http1_bad_start_line",
-    "http1_head_too_large", "http1_parked_bytes_lost", "http1_response_after_expiry",
+    "http1_head_too_large", "http1_other_method", "http1_parked_bytes_lost", "http1_response_after_expiry",
     "http1_too_many_requests_outstanding", "http1_trailer_too_large", "http1_upgrade_in_shared_call",
 })  # fmt: skip
 

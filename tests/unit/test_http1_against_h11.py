@@ -121,7 +121,7 @@ class Talk(RuleBasedStateMachine):
 
     @invariant()
     def nothing_was_misread(self) -> None:
-        assert not self.conversation.analyzer.errors
+        assert not self.conversation.analyzer.errors.keys() - {"http1_other_method"}
 
     def teardown(self) -> None:
         exchanges = self.conversation.close()

@@ -222,6 +222,7 @@ SCENARIOS = [
             (RESPONSE, OK),
         ],
         [Expected("PROPFIND", "/dav", 200, 0, 2, "h"), Expected("m-search~1", "/x", 200, 0, 2)],
+        errors=("http1_other_method",),
     ),
     Scenario(
         "query and fragment are no path; percent-encoding and blanks stay",

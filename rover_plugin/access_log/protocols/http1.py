@@ -14,6 +14,7 @@ What is in an exchange:
   that carried them are in the exchange;
 - a header section that was cut still yields the fields seen, labelled; a framing that cannot be trusted (conflicting
   Content-Length, bad chunk size; RFC 9112 §6.3) is counted and labelled `truncated`;
+- any token as method; those that the backend has no name for are counted;
 - at most `MAX_CALLS` calls: the further calls of a very long message are `loose`, the times and sizes go on.
 
 Tolerated as most servers do: bare LF, empty lines before a request, obs-fold, any token as method.
@@ -30,6 +31,7 @@ from rover_plugin.access_log.protocols.http1_head import (
     CHUNKED,
     PREFACE_LINE,
     UNTIL_CLOSE,
+    WIRE_METHODS,
     begins_message,
     head_end,
     header,
@@ -390,6 +392,8 @@ class Http1Analyzer:
                 return start
             self._lose(half, _TRUNCATED, "http1_bad_start_line")
             return len(data)
+        if parsed[0] not in WIRE_METHODS:
+            self._pairing.count("http1_other_method")
         content = parsed[3]
         available = len(data) - position
         if 0 <= content <= available:

@@ -29,9 +29,10 @@ INVALID = -3
 PREFACE_LINE = b"PRI * HTTP/2.0"
 """The first line of the HTTP/2 connection preface (RFC 9113 §3.4)."""
 
-_METHODS = {
-    name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
-}
+WIRE_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"))
+"""The methods that the backend's protocol has names for."""
+
+_METHODS = {name.encode(): name for name in WIRE_METHODS}
 _VERSIONS = frozenset((b"HTTP/1.1", b"HTTP/1.0"))
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}")  # RFC 9110 §5.6.2, with a limit of our own
 _STATUS_LINE = re.compile(rb"HTTP/1\.[0-9][ \t]+([1-9][0-9]{2})(?=[ \t\r\n])")

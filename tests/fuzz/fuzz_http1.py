@@ -201,7 +201,7 @@ def check_exchange(exchange: Exchange) -> None:
         assert exchange.status is not None, exchange
 
 
-def run(data: bytes) -> None:
+def test_one_input(data: bytes) -> None:
     """One input of the fuzzer."""
     flags, steps = read_steps(data)
     exchanges, errors = analyze(flags, steps)
@@ -231,7 +231,7 @@ def _said(e: Exchange) -> tuple[object, ...]:
 
 
 def main() -> None:
-    atheris.Setup(sys.argv, run)
+    atheris.Setup(sys.argv, test_one_input)
     atheris.Fuzz()
 
 

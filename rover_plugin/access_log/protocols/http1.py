@@ -222,7 +222,7 @@ class Http1Analyzer:
         if parsed is None:
             return False
         method, path, host, content, trace = parsed
-        if content != size - end or method == "CONNECT":
+        if content != size - end or method == "CONNECT" or method not in WIRE_METHODS:
             return False
         start_ns = call.exit_ns if call.operation == _READ else call.enter_ns
         pairing.queue.append(

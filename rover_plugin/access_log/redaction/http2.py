@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from rover_plugin.access_log.model import Call, Exchange, ProtocolName, Side
 from rover_plugin.access_log.protocols.http2 import frames
-from rover_plugin.access_log.protocols.http2.analyzer import LARGEST_SOUGHT_FRAME, MAX_HEADER_BLOCK
+from rover_plugin.access_log.protocols.http2.analyzer import MAX_HEADER_BLOCK
+from rover_plugin.access_log.protocols.http2.half import LARGEST_SOUGHT_FRAME
 from rover_plugin.access_log.protocols.http2.hpack import HeaderDecoder
 from rover_plugin.access_log.protocols.http2.resync import FrameSeeker
 from rover_plugin.access_log.redaction.hpack import redact_block

@@ -24,12 +24,12 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from rover_plugin.access_log.model import Completeness, Exchange, Operation, ProtocolName, Side
 from rover_plugin.access_log.protocols.http2 import frames
-from rover_plugin.access_log.protocols.http2.hpack import HeaderDecoder
-from rover_plugin.access_log.protocols.http2.resync import FrameSeeker, Segment
+from rover_plugin.access_log.protocols.http2.half import LARGEST_SOUGHT_FRAME, Half
+from rover_plugin.access_log.protocols.http2.resync import Segment
 from rover_plugin.access_log.protocols.http2.streams import (
     BOTH_ENDS,
     DONE,
@@ -42,25 +42,19 @@ from rover_plugin.access_log.protocols.http2.streams import (
     Stream,
     label_unknown,
     read_request,
-    read_response,
     take_request,
     take_response,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rover_plugin.access_log.model import Call
     from rover_plugin.access_log.protocols.analyzer import Handover
-    from rover_plugin.access_log.protocols.http2.hpack import Fields
-    from rover_plugin.access_log.protocols.http2.streams import RequestHead, ResponseHead
 
 MAX_STREAMS: Final = 10_000
 MAX_HEADER_BLOCK: Final = 256 * 1024
 MAX_SKIPPED: Final = 1 << 20  # bytes without a frame boundary before the connection is given up
 MAX_FUTILE: Final = 32  # boundaries believed in vain, with no new request between them
 MAX_CLOSED: Final = 1024
-LARGEST_SOUGHT_FRAME: Final = 1 << 20  # a larger frame is not believed while looking for a boundary
 MAX_SETTINGS_SENT: Final = 64
 MAX_CALLS: Final = 512  # of one exchange
 _READ: Final = Operation.READ
@@ -74,71 +68,6 @@ _END_MAY_HAVE_PASSED = RESPONSE_END | REQUEST_LOSS | RESPONSE_LOSS
 _unpack_header = frames.FRAME_HEADER.unpack_from
 _KEPT_WHOLE = frozenset({frames.RST_STREAM, frames.SETTINGS, frames.PUSH_PROMISE, frames.GOAWAY, frames.CONTINUATION})
 _ON_LIVE_STREAM = frozenset({frames.DATA, frames.RST_STREAM, frames.CONTINUATION})
-
-
-class _Direction:
-    """Where one side's bytes are.
-
-    Attributes:
-        slow: the next call needs more than `_walk`.
-        label: why fields may be unknown in this side's blocks.
-        max_head: largest sound value of a frame header's length and kind, read as one number.
-        pending: calls with nothing but the first bytes of a frame header or of the preface.
-        origin: the call with the first byte of the frame in `partial`.
-        partial_stream: whose frame is in `partial`, once its header is whole.
-        block: fragments of a header block whose END_HEADERS is still to come; `block_damaged` if it cannot be decoded.
-        left_pad: how many of the `left` bytes are padding, at the end.
-        rest: bytes that turned out not to be a frame, on their way to a seeker.
-        settings_sent: header table sizes of SETTINGS frames not yet acknowledged (None in one without).
-    """
-
-    __slots__ = (
-        "block", "block_damaged", "block_ends", "block_is_push", "block_stream", "decoder", "is_request", "label",
-        "left", "left_ends", "left_pad", "left_stream", "max_head", "need", "origin", "partial", "partial_stream",
-        "pending", "preface", "rest", "seeker", "settings_sent", "slow", "started",
-    )  # fmt: skip
-
-    def __init__(self, side: Side) -> None:
-        self.is_request = side is Side.REQUEST
-        self.label = Completeness.LATE_JOIN
-        self.started = False
-        self.pending: list[Call] = []
-        self.from_start()
-
-    def from_start(self) -> None:
-        """The next byte is the first of the connection."""
-        interpret: Callable[[Fields], RequestHead | ResponseHead] = read_request if self.is_request else read_response
-        self.decoder: HeaderDecoder[Any] = HeaderDecoder(interpret, from_start=True)
-        self.seeker: FrameSeeker | None = None
-        self.rest: bytes | None = None
-        self.max_head = frames.DEFAULT_MAX_FRAME_SIZE << 8 | 0xFF
-        self.settings_sent: list[int | None] = []
-        self.preface = self.slow = self.is_request
-        self._clear_position()
-        self.need = len(frames.PREFACE) if self.preface else 0
-
-    def seek(self, label: Completeness) -> None:
-        """The next byte may be anywhere, and the header table anything."""
-        self.decoder.restart()
-        self.label = label
-        self.max_head = frames.LARGEST_FRAME_SIZE << 8 | 0xFF
-        self.settings_sent.clear()
-        self.preface = False
-        self.slow = True
-        self._clear_position()
-        self.seeker = FrameSeeker(LARGEST_SOUGHT_FRAME, from_client=self.is_request)
-
-    def _clear_position(self) -> None:
-        self.partial = bytearray()
-        self.partial_stream: Stream | None = None
-        self.need = 0
-        self.origin: Call | None = None
-        self.left = self.left_pad = 0
-        self.left_stream: Stream | None = None
-        self.left_ends = False
-        self.block: bytearray | None = None
-        self.block_stream: Stream | None = None
-        self.block_ends = self.block_is_push = self.block_damaged = False
 
 
 class Http2Analyzer:
@@ -162,8 +91,8 @@ class Http2Analyzer:
         self.fields_known = 0
         self.fields_unknown = 0
         self._streams: dict[int, Stream] = {}
-        self._request = _Direction(Side.REQUEST)
-        self._response = _Direction(Side.RESPONSE)
+        self._request = Half(Side.REQUEST)
+        self._response = Half(Side.RESPONSE)
         self._directions = (self._request, self._response)
         self._joined = joined
         # Every request on a stream from `_requests_from` to `_last_request` was seen; those below may not have been.
@@ -253,7 +182,7 @@ class Http2Analyzer:
 
     # From calls to frames
 
-    def _deliver(self, direction: _Direction, segment: Segment) -> None:
+    def _deliver(self, direction: Half, segment: Segment) -> None:
         """Takes a segment in whatever state the direction is, and everything a found boundary brings back."""
         direction.started = True
         queue = deque((segment,))
@@ -286,14 +215,14 @@ class Http2Analyzer:
                 if not claimed:
                     self._place(direction, call)
 
-    def _place(self, direction: _Direction, call: Call) -> None:
+    def _place(self, direction: Half, call: Call) -> None:
         """Puts a call that no stream has claimed: aside while its frame header is incomplete, else with the loose."""
         if direction.preface or 0 < len(direction.partial) < frames.FRAME_HEADER_SIZE:
             direction.pending.append(call)
         else:
             self.loose.append(call)
 
-    def _resume(self, direction: _Direction, call: Call, data: bytes, *, claimed: bool) -> bool:
+    def _resume(self, direction: Half, call: Call, data: bytes, *, claimed: bool) -> bool:
         """Goes on where the last call stopped. Returns whether a stream has claimed the call."""
         at = 0
         origin = call
@@ -327,7 +256,7 @@ class Http2Analyzer:
         direction.slow = False
         return self._walk(direction, call, data, at, origin, claimed=claimed)
 
-    def _began(self, direction: _Direction) -> None:
+    def _began(self, direction: Half) -> None:
         """The preface: this is the connection's first byte after all, and so is the other side's if none came yet."""
         direction.partial.clear()
         direction.preface = False
@@ -340,7 +269,7 @@ class Http2Analyzer:
             self._joined = False
             self._requests_from = 0
 
-    def _settle_pending(self, direction: _Direction, data: bytes, origin: Call) -> None:
+    def _settle_pending(self, direction: Half, data: bytes, origin: Call) -> None:
         """Gives calls with the first bytes of a frame header to the stream of that frame, if `_walk` will take it."""
         head, _, stream_id = _unpack_header(data)
         kind, length = head & 0xFF, head >> 8
@@ -356,7 +285,7 @@ class Http2Analyzer:
                 self._add_call(stream.exchange, call)
         direction.pending.clear()
 
-    def _stream_of(self, direction: _Direction, kind: int, stream_id: int, origin: Call) -> Stream | None:
+    def _stream_of(self, direction: Half, kind: int, stream_id: int, origin: Call) -> Stream | None:
         """The live stream a frame header speaks of, begun by it where it can begin one."""
         if kind == frames.HEADERS:
             return self._stream_for_head(direction, stream_id & frames.STREAM_ID_MASK, origin)
@@ -380,7 +309,7 @@ class Http2Analyzer:
         else:
             self.loose.append(call)
 
-    def _pass_left(self, direction: _Direction, call: Call | None, size: int, *, claimed: bool) -> bool:
+    def _pass_left(self, direction: Half, call: Call | None, size: int, *, claimed: bool) -> bool:
         """Counts down a payload nobody needs; at its end, END_STREAM takes effect."""
         stream = direction.left_stream
         if call is not None and size:
@@ -393,7 +322,7 @@ class Http2Analyzer:
                 self._end(direction, stream)
         return claimed
 
-    def _walk(self, direction: _Direction, call: Call, data: bytes, at: int, origin: Call, *, claimed: bool) -> bool:
+    def _walk(self, direction: Half, call: Call, data: bytes, at: int, origin: Call, *, claimed: bool) -> bool:
         """The hot loop: whole frames from offset `at`, a frame header there. Returns whether a stream claimed the call.
 
         Args:
@@ -496,7 +425,7 @@ class Http2Analyzer:
             claimed = self._keep(direction, call, data[at:], origin, claimed=claimed)
         return claimed
 
-    def _keep(self, direction: _Direction, call: Call, part: bytes, origin: Call, *, claimed: bool) -> bool:
+    def _keep(self, direction: Half, call: Call, part: bytes, origin: Call, *, claimed: bool) -> bool:
         """Keeps the beginning of a frame until the rest is here."""
         need = frames.FRAME_HEADER_SIZE
         stream = None
@@ -515,7 +444,7 @@ class Http2Analyzer:
         direction.slow = True
         return claimed
 
-    def _leave(self, direction: _Direction, size: int, stream: Stream | None, pad: int, *, ends: bool) -> None:
+    def _leave(self, direction: Half, size: int, stream: Stream | None, pad: int, *, ends: bool) -> None:
         """Counts the next `size` bytes down without looking at them."""
         direction.left = size
         direction.left_stream = stream
@@ -525,7 +454,7 @@ class Http2Analyzer:
 
     # Frames other than DATA and HEADERS
 
-    def _rare_frame(self, direction: _Direction, call: Call, origin: Call, frame: bytes, *, claimed: bool) -> bool:
+    def _rare_frame(self, direction: Half, call: Call, origin: Call, frame: bytes, *, claimed: bool) -> bool:
         """RST_STREAM, SETTINGS, GOAWAY, PUSH_PROMISE, CONTINUATION, each whole. Returns whether the call is claimed."""
         head, flags, stream_id = _unpack_header(frame)
         kind = head & 0xFF
@@ -547,7 +476,7 @@ class Http2Analyzer:
             claimed = self._push_promise(direction, call, origin, frame, claimed=claimed)
         return claimed
 
-    def _settings(self, direction: _Direction, flags: int, payload: bytes) -> None:
+    def _settings(self, direction: Half, flags: int, payload: bytes) -> None:
         """SETTINGS bounds the other side's encoder and frames; ACK says that side's limit is in force (§6.5.3).
 
         Between the two the encoder may use either limit, so the larger is allowed.
@@ -578,7 +507,7 @@ class Http2Analyzer:
             if stream.id > last_stream_id and stream.id & 1:
                 self._finish(stream)
 
-    def _push_promise(self, direction: _Direction, call: Call, origin: Call, frame: bytes, *, claimed: bool) -> bool:
+    def _push_promise(self, direction: Half, call: Call, origin: Call, frame: bytes, *, claimed: bool) -> bool:
         """A pushed request travels in the response direction and is complete with its header block (§8.4)."""
         flags = frame[4]
         start, stop = frames.content_range(frames.PUSH_PROMISE, flags, frame, frames.FRAME_HEADER_SIZE, len(frame))
@@ -595,7 +524,7 @@ class Http2Analyzer:
     # Header blocks
 
     def _begin_block(
-        self, direction: _Direction, stream: Stream | None, fragment: bytes, *, ends: bool, is_push: bool
+        self, direction: Half, stream: Stream | None, fragment: bytes, *, ends: bool, is_push: bool
     ) -> None:
         direction.block = bytearray(fragment)
         direction.block_stream = stream
@@ -603,7 +532,7 @@ class Http2Analyzer:
         direction.block_is_push = is_push
         direction.block_damaged = False
 
-    def _continue_block(self, direction: _Direction, fragment: bytes, *, ends: bool) -> None:
+    def _continue_block(self, direction: Half, fragment: bytes, *, ends: bool) -> None:
         block = direction.block
         if block is None:
             return
@@ -614,7 +543,7 @@ class Http2Analyzer:
         if ends:
             self._end_block(direction)
 
-    def _end_block(self, direction: _Direction) -> None:
+    def _end_block(self, direction: Half) -> None:
         block, direction.block = direction.block, None
         stream, direction.block_stream = direction.block_stream, None
         if block is None:
@@ -624,7 +553,7 @@ class Http2Analyzer:
         elif direction.block_ends and stream is not None and not stream.seen & DONE:
             self._end(direction, stream)
 
-    def _damage_block(self, direction: _Direction, label: Completeness) -> None:
+    def _damage_block(self, direction: Half, label: Completeness) -> None:
         """Reads what is there of a block whose rest is missing; forgets the table that the rest would have changed."""
         block, stream = direction.block, direction.block_stream
         if block is None:
@@ -645,7 +574,7 @@ class Http2Analyzer:
         stream.label = stream.label or label
 
     def _read_block(
-        self, direction: _Direction, stream: Stream | None, block: bytes, ends: bool, is_push: bool = False
+        self, direction: Half, stream: Stream | None, block: bytes, ends: bool, is_push: bool = False
     ) -> None:
         """Decodes a whole header block, which every block must be for the table's sake, and gives it to its stream."""
         decoder = direction.decoder
@@ -683,7 +612,7 @@ class Http2Analyzer:
         stream = self._streams[stream_id] = Stream(stream_id, exchange)
         return stream
 
-    def _stream_for_head(self, direction: _Direction, stream_id: int, origin: Call) -> Stream | None:
+    def _stream_for_head(self, direction: Half, stream_id: int, origin: Call) -> Stream | None:
         """The live stream of a HEADERS frame, begun here if it can be new; None if it ended before."""
         stream = self._streams.get(stream_id)
         if not direction.is_request:
@@ -719,7 +648,7 @@ class Http2Analyzer:
                 else:
                     self._orphans = True
 
-    def _end(self, direction: _Direction, stream: Stream) -> None:
+    def _end(self, direction: Half, stream: Stream) -> None:
         """One side ended the stream."""
         seen = stream.seen = stream.seen | (REQUEST_END if direction.is_request else RESPONSE_END)
         if seen == _CLEAN_END and stream.label is None and not self._uncertain:
@@ -768,7 +697,7 @@ class Http2Analyzer:
             return self._response.label
         return None if seen & RESPONSE_HEAD else Completeness.NO_RESPONSE
 
-    def _take_back(self, direction: _Direction, exchange: Exchange) -> None:
+    def _take_back(self, direction: Half, exchange: Exchange) -> None:
         """Bytes of a DATA frame that never came do not count."""
         missing = max(direction.left - direction.left_pad, 0)
         if direction.is_request:
@@ -778,7 +707,7 @@ class Http2Analyzer:
 
     # Losses
 
-    def _pass_over(self, direction: _Direction, call: Call | None, size: int, label: Completeness | None) -> None:
+    def _pass_over(self, direction: Half, call: Call | None, size: int, label: Completeness | None) -> None:
         """`size` bytes that nobody saw (-1: any number); `label` is for what they hit, None for bytes not copied."""
         if direction.seeker is not None:
             if size < 0:
@@ -803,7 +732,7 @@ class Http2Analyzer:
         if size:
             self._desync(direction, label or Completeness.TRUNCATED, "")
 
-    def _damage_frame(self, direction: _Direction, label: Completeness) -> bool:
+    def _damage_frame(self, direction: Half, label: Completeness) -> bool:
         """A hole in the frame in `partial`: uses the fragment before it. False if that is no header block's frame."""
         part = bytes(direction.partial)
         head, flags, _ = _unpack_header(part)
@@ -832,7 +761,7 @@ class Http2Analyzer:
             self._end_block(direction)
         return True
 
-    def _bad_frame(self, direction: _Direction, data: bytes, at: int, reason: str, *, claimed: bool) -> bool:
+    def _bad_frame(self, direction: Half, data: bytes, at: int, reason: str, *, claimed: bool) -> bool:
         """What should be a frame header is none: the position is wrong, or the peer is. Looks for the next boundary."""
         direction.rest = data[at:]
         self._desync(direction, Completeness.GAP, reason)
@@ -842,7 +771,7 @@ class Http2Analyzer:
             self._give_up()
         return claimed
 
-    def _desync(self, direction: _Direction, label: Completeness, reason: str) -> None:
+    def _desync(self, direction: Half, label: Completeness, reason: str) -> None:
         """This side's frame position and header table are lost; the other side goes on.
 
         Args:
@@ -864,7 +793,7 @@ class Http2Analyzer:
         if direction.is_request:
             self._requests_from = NEVER
 
-    def _mark_lost(self, direction: _Direction, label: Completeness) -> None:
+    def _mark_lost(self, direction: Half, label: Completeness) -> None:
         """Labels the open streams that may have lost a part of what had begun.
 
         Newest first, up to one marked before: so each stream is visited once a side, however many losses there are.
@@ -881,7 +810,7 @@ class Http2Analyzer:
             if stream.seen & head and not stream.seen & end:
                 stream.label = stream.label or label
 
-    def _release(self, direction: _Direction) -> None:
+    def _release(self, direction: Half) -> None:
         """Lets go of the calls this side keeps back."""
         self.loose += direction.pending
         direction.pending.clear()

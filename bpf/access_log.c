@@ -4,6 +4,7 @@
  * Raw tracepoints only; they exist on every kernel since 4.17 and cost the least.
  */
 #include "records.h"
+#include "typed.h"
 #include "arch.h"
 #include "maps.h"
 #include "rings.h"

@@ -1,20 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* Where an architecture keeps a system call's arguments; they survive until the exit tracepoint. */
 
-/*
- * Since 5.15 the current task and its registers come as typed pointers, whose fields the verifier lets us load directly:
- * an instruction instead of a helper call of some 20 ns.
- */
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(5, 15, 0)
-#define CURRENT_TASK() ((struct task_struct *)bpf_get_current_task_btf())
-#define USER_REGISTERS(task, raw) ((struct pt_regs *)bpf_task_pt_regs(task))
-#define FIELD(from) (from)
-#else
-#define CURRENT_TASK() ((struct task_struct *)bpf_get_current_task())
-#define USER_REGISTERS(task, raw) ((struct pt_regs *)(raw))
-#define FIELD(from) READ(from)
-#endif
-
 #if defined(__x86_64__)
 #define ARGUMENT_0(user) FIELD((user)->di)
 #define ARGUMENT_1(user) FIELD((user)->si)

@@ -26,18 +26,18 @@ static __always_inline u32 class_of(u32 number)
 int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 {
 	u32 class = class_of(ctx->args[1]);
-	u64 pid_tgid;
+	struct task_struct *task;
 	u32 tgid, tid;
 	struct thread *thread;
 
 	if (class == CALL_NONE)
 		return 0;
-	pid_tgid = bpf_get_current_pid_tgid();
-	tgid = pid_tgid >> 32;
-	tid = pid_tgid;
+	task = CURRENT_TASK();
+	tgid = FIELD(task->tgid);
+	tid = FIELD(task->pid);
 	if (!watched(tgid))
 		return 0;
-	if (IS_COMPAT(CURRENT_TASK())) {
+	if (IS_COMPAT(task)) {
 		count(STAT_COMPAT); /* other numbers, other layouts: better nothing than nonsense */
 		return 0;
 	}
@@ -211,7 +211,7 @@ static __always_inline void connect_failed(int fd, u64 address, u32 tgid, u64 en
 	case ERESTARTSYS_NUMBER:
 		return;
 	}
-	sk = sock_of(fd);
+	sk = sock_of(CURRENT_TASK(), fd);
 	if (!sk || !is_tcp((struct sock *)sk) || state_of((struct sock *)sk) != TCP_CLOSE)
 		return;
 	now = bpf_ktime_get_ns();
@@ -230,11 +230,11 @@ static __always_inline void connect_failed(int fd, u64 address, u32 tgid, u64 en
 
 int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
-	struct pt_regs *user = USER_REGISTERS(CURRENT_TASK(), ctx->args[0]);
+	struct task_struct *task = CURRENT_TASK();
+	struct pt_regs *user = USER_REGISTERS(task, ctx->args[0]);
 	long result = ctx->args[1];
 	u32 class = class_of(SYSCALL_NUMBER_OF(user));
-	u64 pid_tgid;
-	u32 tid;
+	u32 tid, tgid;
 	struct thread *thread;
 	struct connection *connection;
 	struct io io = {};
@@ -243,33 +243,33 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 
 	if (class == CALL_NONE)
 		return 0;
-	pid_tgid = bpf_get_current_pid_tgid();
-	tid = pid_tgid;
+	tid = FIELD(task->pid);
 	thread = threads.lookup(&tid);
 	if (!thread || thread->call != class)
 		return 0;
+	tgid = FIELD(task->tgid);
 	thread->call = CALL_NONE;
 	if (class == CALL_CONNECT) {
 		if (result < 0)
-			connect_failed(ARGUMENT_0(user), ARGUMENT_1(user), pid_tgid >> 32, thread->enter_ns, -result);
+			connect_failed(ARGUMENT_0(user), ARGUMENT_1(user), tgid, thread->enter_ns, -result);
 		return 0;
 	}
 	if (result < 0 || class == CALL_CLOSE || class == CALL_SHUTDOWN)
 		return 0;
 	if (class == CALL_ACCEPT) {
-		accepted(pid_tgid >> 32, sock_of(result), thread->enter_ns, PROGRAM_CALL);
+		accepted(tgid, sock_of(task, result), thread->enter_ns, PROGRAM_CALL);
 		return 0;
 	}
 	if (result == 0)
 		return 0; /* end of stream; its moment is the state change */
 	io.enter_ns = thread->enter_ns;
 	io.call = class;
-	io.tgid = pid_tgid >> 32;
+	io.tgid = tgid;
 	io.tid = tid;
 	io.direction = class >= CALL_WRITE && class != CALL_PREADV2 ? EGRESS : INGRESS;
 	span.base = ARGUMENT_1(user);
 	span.size = result;
-	io.sk = sock_of(ARGUMENT_0(user));
+	io.sk = sock_of(task, ARGUMENT_0(user));
 	switch (class) {
 	case CALL_READV:
 	case CALL_WRITEV:
@@ -300,7 +300,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	case CALL_SPLICE:
 		io.unreadable = true;
 		if (!io.sk) { /* from a pipe into a socket, or not a socket at all */
-			io.sk = sock_of(ARGUMENT_2(user));
+			io.sk = sock_of(task, ARGUMENT_2(user));
 			io.direction = EGRESS;
 		} else {
 			io.direction = INGRESS;
@@ -352,9 +352,9 @@ static __always_inline u32 bytes_of_messages(struct thread *thread, struct mmsgh
  */
 int tail_messages(struct bpf_raw_tracepoint_args *ctx)
 {
-	struct pt_regs *user = USER_REGISTERS(CURRENT_TASK(), ctx->args[0]);
-	u64 pid_tgid = bpf_get_current_pid_tgid();
-	u32 tid = pid_tgid;
+	struct task_struct *task = CURRENT_TASK();
+	struct pt_regs *user = USER_REGISTERS(task, ctx->args[0]);
+	u32 tid = FIELD(task->pid);
 	struct mmsghdr *vector = (struct mmsghdr *)ARGUMENT_1(user);
 	struct mmsghdr message = {};
 	struct thread *thread = threads.lookup(&tid);
@@ -367,11 +367,11 @@ int tail_messages(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	io.call = thread->message_call;
 	io.enter_ns = thread->enter_ns;
-	io.tgid = pid_tgid >> 32;
+	io.tgid = FIELD(task->tgid);
 	io.tid = tid;
 	io.direction = io.call == CALL_SENDMMSG ? EGRESS : INGRESS;
 	io.unreadable = io.direction == INGRESS && ARGUMENT_3(user) & MSG_TRUNC_FLAG;
-	io.sk = sock_of(ARGUMENT_0(user));
+	io.sk = sock_of(task, ARGUMENT_0(user));
 	if (!io.sk || bpf_probe_read_user(&message, sizeof(message), &vector[thread->message]))
 		return 0;
 	total = thread->message == 0 ? bytes_of_messages(thread, vector) : 0;

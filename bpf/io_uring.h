@@ -41,7 +41,7 @@ int on_io_uring_complete(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	if (opcode == OPCODE(OPCODE_ACCEPT)) {
 		/* Without a descriptor, in a slot of the ring, it is met at its first I/O. */
-		fresh = sock_of(result);
+		fresh = sock_of(CURRENT_TASK(), result);
 		if (fresh && port_of(fresh) == port_of(sk) && !connections.lookup(&fresh))
 			accepted(tgid, fresh, now, PROGRAM_RING);
 		return 0;

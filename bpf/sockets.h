@@ -4,37 +4,23 @@
 #define AF_INET 2
 #define AF_INET6 10
 
-#define READ(from)                                                                     \
-	({                                                                             \
-		__typeof__(from) value_ = 0;                                           \
-		bpf_probe_read_kernel((void *)&value_, sizeof(value_), (void *)&(from)); \
-		value_;                                                                \
-	})
-
 /*
  * The struct sock behind an open file, or 0 where it is no socket. A socket and its file point at each other; asking for
  * that is cheaper than for the inode's mode, and nothing else looks like it.
  */
 static __always_inline u64 sock_of_file(struct file *file)
 {
-	struct {
-		struct file *file;
-		struct sock *sk;
-	} back = {};
 	struct socket *socket;
 
 	if (!file)
 		return 0;
-	socket = READ(file->private_data);
-	_Static_assert(offsetof(struct socket, sk) == offsetof(struct socket, file) + sizeof(void *), "read in one");
-	bpf_probe_read_kernel(&back, sizeof(back), &socket->file);
-	return back.file == file ? (u64)back.sk : 0;
+	socket = TYPED(socket, LOAD(TYPED(file, file)->private_data));
+	return LOAD(socket->file) == file ? (u64)LOAD(socket->sk) : 0;
 }
 
-/* The struct sock behind one of the current task's descriptors, or 0 where it is no socket. */
-static __always_inline u64 sock_of(int fd)
+/* The struct sock behind one of the task's descriptors, or 0 where it is no socket. */
+static __always_inline u64 sock_of(struct task_struct *task, int fd)
 {
-	struct task_struct *task = CURRENT_TASK();
 	struct files_struct *files = FIELD(task->files);
 	struct fdtable *table = FIELD(files->fdt);
 	struct file **slots = FIELD(table->fd);
@@ -65,13 +51,13 @@ static __always_inline u32 written_position(struct connection *connection, struc
 
 	if (flags & CONNECTION_DOWN)
 		return connection->last_written;
-	return READ(((struct tcp_sock *)sk)->write_seq) - (flags & CONNECTION_FIN ? 1 : 0);
+	return LOAD(TYPED(tcp_sock, sk)->write_seq) - (flags & CONNECTION_FIN ? 1 : 0);
 }
 
 /* The position the next byte read will have: the peer's FIN is none, whoever has read it. */
 static __always_inline u32 read_position(struct connection *connection, struct sock *sk)
 {
-	u32 position = READ(((struct tcp_sock *)sk)->copied_seq);
+	u32 position = LOAD(TYPED(tcp_sock, sk)->copied_seq);
 
 	if (connection->flags & CONNECTION_PEER_FIN && READ(sk->__sk_common.skc_flags) & (1UL << SOCK_DONE) &&
 	    position == READ(((struct tcp_sock *)sk)->rcv_nxt))

@@ -8,16 +8,18 @@ with the descriptors attached (SCM_RIGHTS) over the socket whose number is the o
 
 from __future__ import annotations
 
+import ctypes
 import glob
 import importlib
 import json
 import os
 import resource
 import socket
+import struct
 import sys
 from typing import Any
 
-from rover_plugin.capture.headers import kernel_tree
+from rover_plugin.capture.headers import kernel_functions, kernel_tree
 from rover_plugin.errors import CaptureError
 
 # Where distributions put their bcc, for an interpreter that is not theirs. It is pure Python, any 3.x can import it.
@@ -29,6 +31,10 @@ _DISTRIBUTION_PATHS = (
 _INSTALL = "install the distribution's package: apt install python3-bpfcc, or dnf install python3-bcc"
 # The kernel takes 253 descriptors in one message at most (SCM_MAX_FD).
 _DESCRIPTORS_PER_MESSAGE = 250
+# struct bpf_insn (include/uapi/linux/bpf.h): code, registers (source in the upper half on little-endian), off, imm.
+_INSTRUCTION = struct.Struct("=BBhi")
+_CALL = 0x85
+_PSEUDO_KFUNC_CALL = 2
 
 
 def import_bcc() -> Any:
@@ -59,6 +65,18 @@ def _raise_memlock() -> None:
         return  # said by `rover-host check`; on newer kernels it does not matter
 
 
+def _mark_kernel_functions(bcc: Any, module: Any, name: str, functions: set[int]) -> None:
+    # bcc's clang knows calls of helpers only. A kernel function's differs in one field: who numbers it is the BTF.
+    library = bcc.libbcc.lib
+    library.bpf_function_start.restype = ctypes.c_void_p
+    size = library.bpf_function_size(module.module, name.encode())
+    code = (ctypes.c_char * size).from_address(library.bpf_function_start(module.module, name.encode()))
+    for at in range(0, size, _INSTRUCTION.size):
+        opcode, registers, _, immediate = _INSTRUCTION.unpack_from(code, at)
+        if (opcode, registers) == (_CALL, 0) and immediate in functions:
+            _INSTRUCTION.pack_into(code, at, _CALL, _PSEUDO_KFUNC_CALL << 4, 0, immediate)
+
+
 def compile_and_load(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
     """Compiles `request["source"]` and loads the `on_*` programs it lists.
 
@@ -68,7 +86,8 @@ def compile_and_load(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]
     Raises:
         CaptureError: with the compiler's or verifier's words in `context["log"]`.
     """
-    os.environ["BCC_KERNEL_SOURCE"] = str(kernel_tree())
+    tree = kernel_tree()
+    os.environ["BCC_KERNEL_SOURCE"] = str(tree)
     bcc = import_bcc()
     _raise_memlock()
     flags = [f"-D{name}={value}" for name, value in request["defines"].items()]
@@ -81,7 +100,9 @@ def compile_and_load(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]
         ) from error
     maps = {name: module[name].map_fd for name in request["maps"]}
     programs = {}
+    functions = kernel_functions(tree)
     for name in request["programs"]:
+        _mark_kernel_functions(bcc, module, name, functions)
         try:
             programs[name] = module.load_func(name, bcc.BPF.RAW_TRACEPOINT).fd
         except Exception as error:

@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from rover_plugin.capture.btf import Kind, type_ids
 from rover_plugin.errors import CaptureError
 
 BTF_PATH = Path("/sys/kernel/btf/vmlinux")
@@ -59,8 +60,17 @@ _KCONFIG = """\
 #define __always_inline inline __attribute__((always_inline))
 #endif
 {missing_helpers}
+{type_numbers}
 #endif
 """
+
+# What programs name by number: bpf/typed.h.
+_NUMBERED = (
+    (Kind.FUNC, "bpf_rdonly_cast"),
+    (Kind.STRUCT, "file"),
+    (Kind.STRUCT, "socket"),
+    (Kind.STRUCT, "tcp_sock"),
+)
 
 # Helpers bcc 0.26 .. 0.35 mention in their own header that an older kernel's BTF does not name yet. The numbers are
 # the kernel's UAPI (include/uapi/linux/bpf.h) and never change; calling one that is missing fails at load time.
@@ -155,6 +165,12 @@ def kernel_tree() -> Path:
     )
 
 
+def kernel_functions(tree: Path) -> set[int]:
+    """BTF numbers of the kernel functions (not helpers) that programs call."""
+    text = (tree / "include" / "linux" / "kconfig.h").read_text()
+    return {int(number) for number in re.findall(r"^#define BTF_FUNC_\w+ (\d+)$", text, re.MULTILINE)}
+
+
 def _write_tree(tree: Path, release: str) -> None:
     include = tree / "include"
     (include / "linux").mkdir(parents=True)
@@ -169,7 +185,13 @@ def _write_tree(tree: Path, release: str) -> None:
     missing = "\n".join(f"#define BPF_FUNC_{name} {number}" for name, number in unknown.items())
     numbers = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", release)
     version = ", ".join(part or "0" for part in numbers.groups()) if numbers else "0, 0, 0"
-    kconfig = _KCONFIG.format(version=version, page_size=os.sysconf("SC_PAGESIZE"), missing_helpers=missing)
+    numbers_of = type_ids(BTF_PATH.read_bytes(), _NUMBERED)
+    kconfig = _KCONFIG.format(
+        version=version,
+        page_size=os.sysconf("SC_PAGESIZE"),
+        missing_helpers=missing,
+        type_numbers="\n".join(f"#define BTF_{kind.name}_{name} {id_}" for (kind, name), id_ in numbers_of.items()),
+    )
     (include / "linux" / "kconfig.h").write_text(kconfig)
     (tree / "complete").touch()
 

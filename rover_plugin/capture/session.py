@@ -59,6 +59,7 @@ class CaptureOptions:
         max_connections: connections held at a time.
         max_processes: processes watched at a time.
         max_threads: threads of theirs that have made a call.
+        plain: read kernel memory by helper calls only, as kernels before 5.15 need it.
     """
 
     shards: int = 2
@@ -67,6 +68,7 @@ class CaptureOptions:
     max_connections: int = 65536
     max_processes: int = MAX_PROCESSES
     max_threads: int = MAX_THREADS
+    plain: bool = False
 
     def ring_pages(self) -> int:
         """Pages of one ring: a power of two."""
@@ -104,6 +106,7 @@ class Capture:
                 "CAPTURE_LIMIT": limit,
                 "ALWAYS_COPY": min(_ALWAYS_COPY, limit),
                 "AGENT_TGID": os.getpid(),
+                "PLAIN": int(options.plain),
                 "IO_URING": int("io_uring_complete" not in missing),
             },
             without=missing,

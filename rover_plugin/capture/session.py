@@ -16,7 +16,7 @@ from rover_plugin.capture.bpf import Map, possible_cpus
 from rover_plugin.capture.loader import load
 from rover_plugin.capture.plan import ACCESS_LOG_PROBES, decide
 from rover_plugin.capture.syscalls import call_classes
-from rover_plugin.errors import CaptureError
+from rover_plugin.errors import CaptureError, PrivilegeError
 
 if TYPE_CHECKING:
     from rover_plugin.capture.loader import LoadedProgram
@@ -88,11 +88,34 @@ class Capture:
             )
         self.options = options
         self._present, self._missing = decide()
+        try:
+            self._loaded = self._load(plain=options.plain)
+        except PrivilegeError:
+            raise
+        except CaptureError as error:
+            if options.plain:
+                raise
+            # One that does not take what is quicker may take what every kernel takes; if not, that is the error.
+            log.warning("bpf_plain", reason=error.message)
+            self._loaded = self._load(plain=True)
+        maps = self._loaded.maps
+        self._processes = Map(maps["processes"])
+        self._connections = Map(maps["connections"])
+        self._statistics = Map(maps["statistics"])
+        self._lanes = Map(maps["lanes"])
+        self._tables = {name: Map(maps[name]) for name in ("connections", "policies", "processes", "threads")}
+        classes = Map(maps["call_classes"])
+        for number, kind in call_classes().items():
+            classes.set(_U32.pack(number), bytes([kind]))
+        Map(maps["tail_programs"]).set(_U32.pack(0), _U32.pack(self._loaded.programs["tail_messages"]))
+
+    def _load(self, *, plain: bool) -> LoadedProgram:
+        options = self.options
         missing = {probe.name for probe in self._missing}
         pages = options.ring_pages()
         # A power of two, for the verifier's sake, and not more than a ring can ever take in one record.
         limit = 1 << (min(options.capture_limit, pages * os.sysconf("SC_PAGESIZE") // 4) - 1).bit_length()
-        self._loaded: LoadedProgram = load(
+        return load(
             "access_log.c",
             {
                 "SHARDS": options.shards,
@@ -106,22 +129,12 @@ class Capture:
                 "CAPTURE_LIMIT": limit,
                 "ALWAYS_COPY": min(_ALWAYS_COPY, limit),
                 "AGENT_TGID": os.getpid(),
-                "PLAIN": int(options.plain),
+                "PLAIN": int(plain),
                 "IO_URING": int("io_uring_complete" not in missing),
             },
             without=missing,
             attach=False,
         )
-        maps = self._loaded.maps
-        self._processes = Map(maps["processes"])
-        self._connections = Map(maps["connections"])
-        self._statistics = Map(maps["statistics"])
-        self._lanes = Map(maps["lanes"])
-        self._tables = {name: Map(maps[name]) for name in ("connections", "policies", "processes", "threads")}
-        classes = Map(maps["call_classes"])
-        for number, kind in call_classes().items():
-            classes.set(_U32.pack(number), bytes([kind]))
-        Map(maps["tail_programs"]).set(_U32.pack(0), _U32.pack(self._loaded.programs["tail_messages"]))
 
     def start(self) -> None:
         """Attaches every probe this kernel has; says once which are missing and what that costs."""

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from rover_plugin.capture import session
 from rover_plugin.capture.records import OpenCause
-from rover_plugin.capture.session import CaptureOptions
+from rover_plugin.capture.session import Capture, CaptureOptions
+from rover_plugin.errors import CaptureError
 from tests.support.capture import Recorder, needs_capture
 from tests.support.mover import pattern
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
+    from rover_plugin.capture.loader import LoadedProgram
     from tests.support.mover import Mover
 
 pytestmark = [pytest.mark.root, needs_capture]
@@ -43,3 +46,20 @@ def test_every_byte_is_seen_by_helper_calls_alone(plain: Recorder, mover: Mover,
         assert [call.size for call in calls] == [call.size for call in truth.calls[side]]
         assert b"".join(call.data for call in calls) == pattern(SIZE)
     assert client.closed.written - client.opened.written in {SIZE, SIZE - (1 << 32)}
+
+
+def test_a_kernel_that_refuses_the_quick_form_gets_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, asked = session.load, []
+
+    def load(name: str, defines: Mapping[str, str | int], **options: bool) -> LoadedProgram:
+        asked.append(defines["PLAIN"])
+        if not defines["PLAIN"]:
+            refused = "the kernel refuses the BPF program on_sys_exit"
+            raise CaptureError(refused)
+        return real(name, defines, **options)
+
+    monkeypatch.setattr(session, "load", load)
+    capture = Capture(CaptureOptions())
+    assert asked == [0, 1]
+    assert "on_sys_exit" in capture.program_descriptors
+    capture.close()

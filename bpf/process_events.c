@@ -11,6 +11,7 @@
 
 #define COMM_SIZE 16
 #define FILENAME_SIZE 256
+#define STRINGS_SIZE 1024
 #define KERNEL_THREAD 0x00200000 /* PF_KTHREAD, include/linux/sched.h */
 
 /* Little-endian, no padding; the reader unpacks it by the same order of fields. */
@@ -22,9 +23,13 @@ struct process_event {
 	u64 start_ns;  /* boot time; /proc/PID/stat shows it in ticks */
 	u64 cgroup;    /* id in the unified hierarchy */
 	u32 pid_namespace;
-	u32 reserved;
+	/* exec only, else 0: */
+	u16 copied;    /* bytes of `strings` */
+	u16 arguments; /* how many of the strings are arguments; the environment's follow */
 	char comm[COMM_SIZE];
-	char filename[FILENAME_SIZE]; /* exec only, else not in the record */
+	/* exec only, else not in the record: */
+	char filename[FILENAME_SIZE];
+	char strings[STRINGS_SIZE]; /* as /proc/PID/cmdline has them; a process may be gone before anybody reads that */
 };
 
 #define HEAD_SIZE __builtin_offsetof(struct process_event, filename)
@@ -82,7 +87,8 @@ static __always_inline void describe(struct process_event *event, u32 kind, stru
 	event->start_ns = READ(leader->start_boottime);
 	event->cgroup = cgroup_of(task);
 	event->pid_namespace = pid_namespace_of(task);
-	event->reserved = 0;
+	event->copied = 0;
+	event->arguments = 0;
 	bpf_probe_read_kernel(event->comm, sizeof(event->comm), (void *)task->comm);
 }
 
@@ -112,6 +118,26 @@ int on_sched_process_fork(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
+/*
+ * The strings the new program finds on its stack: argc, argv[0], … and what they point to, one string after the other.
+ * Not from mm->arg_start: the BTF of a kernel seen (6.18 for Firecracker) has that 16 bytes off its place.
+ */
+static __always_inline void copy_strings(struct process_event *event, struct linux_binprm *program)
+{
+	u64 stack = READ(program->p);
+	u32 arguments = READ(program->argc);
+	u64 start = 0, size;
+
+	bpf_probe_read_user(&start, sizeof(start), (void *)(stack + sizeof(u64)));
+	size = READ(program->exec) - start; /* they end where the copy of the file name begins */
+	if (size > STRINGS_SIZE)
+		size = STRINGS_SIZE;
+	if (size && bpf_probe_read_user(event->strings, size, (void *)start) == 0) {
+		event->copied = size;
+		event->arguments = arguments < 0xffff ? arguments : 0xffff;
+	}
+}
+
 /* sched_process_exec(task, old_pid, bprm): the new program is in place, credentials too. */
 int on_sched_process_exec(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -127,6 +153,7 @@ int on_sched_process_exec(struct bpf_raw_tracepoint_args *ctx)
 	describe(event, KIND_EXEC, task, parent_of(task));
 	event->filename[0] = 0;
 	bpf_probe_read_kernel_str(event->filename, FILENAME_SIZE, (void *)READ(program->filename));
+	copy_strings(event, program);
 	events.ringbuf_submit(event, 0);
 	return 0;
 }

@@ -31,6 +31,9 @@ _LEAVING_NS: Final = 5_000_000_000
 # And how many of them: 13 000 connections that close in a second.
 _MAX_LEAVING: Final = 65_536
 
+NOT_SELECTED: Final = "not_selected"
+"""Exclusion of a process that no rule of the feed's host chooses."""
+
 # Where an address is valid: loopback addresses in one network namespace only, all others everywhere on the host.
 _End = tuple[int, bytes, int]
 
@@ -103,7 +106,7 @@ class AddressBook:
     def exclusion(self, process: Process) -> str:
         """Why a process is not to be watched, or an empty string."""
         if not process.entities:
-            return "not_selected"
+            return NOT_SELECTED
         entity = process.entities[0]
         if entity.namespace and entity.namespace in self._exclude_namespaces:
             return "excluded_namespace"

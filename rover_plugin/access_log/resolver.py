@@ -12,8 +12,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from rover_plugin.access_log.address_book import NOT_SELECTED
 from rover_plugin.access_log.link import FRAGMENT, Item, read_connection, read_items
-from rover_plugin.discovery.table import Removed, Updated
+from rover_plugin.discovery.table import Added, Removed, Updated
 from rover_plugin.telemetry.ledger import HUB_FULL, Ledger, Logs
 from rover_plugin.telemetry.telemetry import Histograms
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 FOREVER_NS: Final = 1 << 63
 # A process is named by the feed within milliseconds of its exec; one nobody names is not ours to report.
 _PROCESS_WAIT_NS: Final = 3_000_000_000
+# A process is born with its parent's program; whether the one it is about to run is ours, the feed says a moment later.
+_PROGRAM_WAIT_NS: Final = 1_000_000_000
 # Both ends of a local connection are told within one flush of the workers.
 _PEER_WAIT_NS: Final = 300_000_000
 # What may wait for a name at most: a few seconds of a busy process that the feed has not named yet.
@@ -90,6 +93,7 @@ class Resolver:
         self._unwatch = unwatch
         self._connections: dict[int, _Known] = {}
         self._waiting: deque[int] = deque()
+        self._young: dict[int, int] = {}  # pid of a new process that is not ours so far -> until when that may change
         self._waiting_fragments = 0
         self._waiting_bytes = 0
         self.ledger = Ledger(encodings, outputs)
@@ -162,8 +166,11 @@ class Resolver:
                 return False
             known.excluded = "unknown_process"
             return True
-        known.excluded = self._book.exclusion_of(facts.pid)
-        if known.excluded:
+        excluded = self._book.exclusion_of(facts.pid)
+        if excluded:
+            if now_ns < self._young.get(facts.pid, 0):
+                return False
+            known.excluded = excluded
             return True
         waits = not known.deadline_ns or now_ns < known.deadline_ns
         if waits and self._book.peer_is_ours(facts) and not self._book.peer_is_known(facts):
@@ -198,10 +205,11 @@ class Resolver:
     @property
     def settled(self) -> bool:
         """Whether `settle` would find nothing to look at."""
-        return not self._waiting
+        return not self._waiting and not self._young
 
     def settle(self, now_ns: int) -> None:
-        """Looks again at every connection that could not be named."""
+        """Looks again at every process that may yet be ours, and at every connection that could not be named."""
+        self._let_grow_up(now_ns)
         for _ in range(len(self._waiting)):
             identity = self._waiting.popleft()
             known = self._connections.get(identity)
@@ -236,17 +244,31 @@ class Resolver:
         """Learns what the feed says of a process, and has it watched or not."""
         if isinstance(change, Removed):
             # The kernel side forgets a process at its exit, unless that came before the feed had named it.
+            self._young.pop(change.key.pid, None)
             if self._book.remove_process(change.key):
                 self._unwatch(change.key.pid)
             return
         process = change.process
         self._book.add_process(process)
-        if self._book.exclusion(process):
+        self._young.pop(process.key.pid, None)
+        excluded = self._book.exclusion(process)
+        if excluded == NOT_SELECTED and isinstance(change, Added):
+            self._young[process.key.pid] = now_ns + _PROGRAM_WAIT_NS
+        elif excluded:
             self._unwatch(process.key.pid)
         elif not self._watch(process.key.pid):
             self._counters.add("processes_not_watched", reason="table_full")
         if isinstance(change, Updated):
             self._rename(process.key.pid, now_ns)
+
+    def _let_grow_up(self, now_ns: int) -> None:
+        # In the order of their birth: the first that is too young ends the search.
+        while self._young:
+            pid, until_ns = next(iter(self._young.items()))
+            if now_ns < until_ns:
+                return
+            del self._young[pid]
+            self._unwatch(pid)
 
     def _rename(self, pid: int, now_ns: int) -> None:
         for known in self._connections.values():

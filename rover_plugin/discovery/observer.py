@@ -135,7 +135,7 @@ class ProcessObserver:
         facts = read_process(event.key.pid, self._proc)
         if facts is None or facts.key != event.key:  # it is gone already
             path = event.filename
-            facts = replace(_as_of(event, known), exe=path, cmdline=(path,))
+            facts = replace(_as_of(event, known), exe=path, cmdline=event.arguments or (path,))
         elif known is not None:
             facts = replace(facts, ports=known.ports)
         self._take(facts)

@@ -13,12 +13,14 @@ from rover_plugin.capture.bpf import Map
 from rover_plugin.capture.loader import LoadedProgram, load
 from rover_plugin.capture.ring import RingReader
 from rover_plugin.discovery.model import ProcessKey
+from rover_plugin.discovery.procfs import parse_cmdline
 from rover_plugin.errors import CaptureError
 
 RING_PAGES = 128  # 512 KiB: about half a second of 1000 forks, execs and exits a second each
 MAX_BATCH = 2048  # records of one `poll`
-# struct process_event up to and without the file name.
-HEAD = struct.Struct("<IIIIQQII16s")
+# struct process_event up to and without the file name; at an exec that and the program's strings follow.
+HEAD = struct.Struct("<IIIIQQIHH16s")
+FILENAME_SIZE = 256
 _NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _FIRST = b"\0\0\0\0"
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, include/linux/proc_ns.h
@@ -38,6 +40,7 @@ class ProcessEvent(NamedTuple):
     Attributes:
         parent: at a fork the process that forked, else the parent.
         filename: at an exec the path that was executed, for a script the script's.
+        arguments: at an exec its first kilobyte of arguments; none if they could not be copied.
     """
 
     kind: int
@@ -48,16 +51,19 @@ class ProcessEvent(NamedTuple):
     pid_namespace: int
     comm: str
     filename: str
+    arguments: tuple[str, ...] = ()
 
 
 def decode_event(record: bytes) -> ProcessEvent:
     """Reads one record of `struct process_event`."""
-    kind, tgid, parent, uid, start_ns, cgroup_id, pid_namespace, _, comm = HEAD.unpack_from(record)
+    kind, tgid, parent, uid, start_ns, cgroup_id, pid_namespace, size, count, comm = HEAD.unpack_from(record)
     # As nsec_to_clock_t() does for /proc/PID/stat.
     key = ProcessKey(tgid, start_ns // _NS_PER_TICK)
-    return ProcessEvent(
-        kind, key, parent, uid, cgroup_id, pid_namespace, _c_string(comm), os.fsdecode(_c_bytes(record[HEAD.size :]))
-    )
+    filename = os.fsdecode(_c_bytes(record[HEAD.size : HEAD.size + FILENAME_SIZE]))
+    start = HEAD.size + FILENAME_SIZE
+    strings = record[start : start + size].split(b"\0")
+    arguments = parse_cmdline(b"\0".join(strings[:count]))
+    return ProcessEvent(kind, key, parent, uid, cgroup_id, pid_namespace, _c_string(comm), filename, arguments)
 
 
 def _c_string(raw: bytes) -> str:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from tests.support.agent import Agent
+from tests.support.agent import Agent, only_with
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,3 +55,16 @@ def test_a_server_started_under_the_agent_is_logged_from_its_first_request(tmp_p
         assert item["status"] == 203
         assert item["local"]["pid"] == server.pid
         assert item["completeness"] == "complete"
+
+
+def test_short_lived_clients_that_only_their_own_command_line_chooses_are_all_logged(
+    tmp_path: Path, nginx: Nginx
+) -> None:
+    with Agent(tmp_path, "jsonl", only_with(nginx.port)) as agent:
+        for number in range(40):
+            subprocess.run(["sh", "-c", f"exec curl -s -o /dev/null {nginx.url(f'/{number}')}"], check=True)
+        wanted = {f"/{number}" for number in range(40)}
+        clients = agent.wait_for_exchanges(lambda item: item["path"] in wanted and item["role"] == "client", 40)
+    assert {item["path"] for item in clients} == wanted
+    assert {item["local"]["service"] for item in clients} == {"curl"}
+    assert len({item["local"]["pid"] for item in clients}) == 40

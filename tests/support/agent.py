@@ -118,7 +118,7 @@ class Agent:
             found = [item for item in self.exchanges() if wanted(item)]
             if len(found) >= count:
                 return found
-            assert time.monotonic() < deadline, f"{len(found)} of {count} exchanges after {timeout_s} s: {found}"
+            assert time.monotonic() < deadline, f"{len(found)} of {count} exchanges after {timeout_s} s: {found[-3:]}"
             time.sleep(0.02)
 
     def _ended(self) -> bool:

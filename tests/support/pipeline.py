@@ -130,7 +130,8 @@ class Pipeline:
         encodings = tuple(encodings)
         self.outputs = [Keep(self.counters, f"keep_{encoding}", encoding) for encoding in encodings]
         book = AddressBook(local_addresses=frozenset)
-        self.resolver = Resolver(encodings, self.outputs, book, self.counters, lambda _: True, lambda _: None)
+        self.unwatched: list[int] = []
+        self.resolver = Resolver(encodings, self.outputs, book, self.counters, lambda _: True, self.unwatched.append)
         self.ledger = self.resolver.ledger
         self.workers = [
             Worker(

@@ -58,6 +58,7 @@ def test_a_process_of_50_ms_is_seen_from_fork_to_exit_as_proc_knows_it(events: P
     assert {fork.key, executed.key, ended.key} == {facts.key}
     assert fork.parent == executed.parent == os.getpid()
     assert (executed.comm, executed.filename) == ("sleep", "/bin/sleep")
+    assert (executed.arguments, fork.arguments) == (("/bin/sleep", "0.05"), ())
     assert executed.pid_namespace == facts.pid_namespace
     assert facts.cgroup_id in {0, executed.cgroup_id}
     assert events.lost() == 0
@@ -199,6 +200,14 @@ def test_after_a_loss_the_table_agrees_with_proc_again() -> None:
             late.kill()
         host.until(lambda process: process.key.pid == late.pid and process.exited)
     assert host.counters.value("process_events_lost") > 0
+
+
+def test_arguments_are_told_to_their_first_kilobyte(events: ProcessEvents) -> None:
+    long = "x" * 2000
+    with subprocess.Popen(["/bin/true", "", long]) as child:
+        pass
+    executed = next(event for event in life_of(events, child.pid) if event.kind == Kind.EXEC)
+    assert executed.arguments == ("/bin/true", "", long[: 1024 - len("/bin/true\0\0")])
 
 
 def test_a_new_process_reaches_a_client_of_the_feed_while_it_runs(tmp_path: Path) -> None:

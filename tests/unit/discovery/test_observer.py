@@ -139,6 +139,13 @@ def test_a_process_that_has_ended_before_we_looked_is_named_by_its_exec_event() 
     assert observer.living == 0
 
 
+def test_rules_see_the_arguments_of_a_process_that_has_ended_before_we_looked() -> None:
+    observer, table = observing()
+    observer.apply([event(Kind.EXEC, filename="/bin/cart", arguments=("cart", "--shop=7")), event(Kind.EXIT)], 0)
+    (process,) = table.snapshot()[1]
+    assert process.cmdline == ("cart", "--shop=7")
+
+
 def test_an_exec_without_its_fork_is_a_process_all_the_same() -> None:
     observer, table = observing()
     observer.apply([event(Kind.EXEC, filename="/bin/x")], 0)

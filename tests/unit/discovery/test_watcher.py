@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from rover_plugin.discovery import watcher as watcher_module
 from rover_plugin.discovery.local_finder import LocalFinder
 from rover_plugin.discovery.observer import ProcessObserver
-from rover_plugin.discovery.process_events import HEAD, Kind, ProcessEvents, decode_event
+from rover_plugin.discovery.process_events import FILENAME_SIZE, HEAD, Kind, ProcessEvents, decode_event
 from rover_plugin.discovery.table import ProcessTable
 from rover_plugin.discovery.watcher import HostWatcher
 from rover_plugin.errors import CaptureError
@@ -63,9 +63,11 @@ def test_a_watcher_that_never_started_can_be_stopped() -> None:
 
 
 def test_a_record_of_the_kernel_is_decoded_with_its_start_time_in_ticks() -> None:
-    head = HEAD.pack(Kind.EXEC, 42, 7, 1000, 123_456_789_012, 99, 4026531836, 0, b"nginx\0stale bytes"[:16])
-    event = decode_event(head + b"/usr/sbin/ng\xffnx\0" + bytes(8))
+    head = HEAD.pack(Kind.EXEC, 42, 7, 1000, 123_456_789_012, 99, 4026531836, 18, 2, b"nginx\0stale bytes"[:16])
+    filename = b"/usr/sbin/ng\xffnx\0stale".ljust(FILENAME_SIZE, b"\0")
+    event = decode_event(head + filename + b"nginx\0-t\0HOME=/rootstale bytes")
     assert (event.kind, event.key.pid, event.key.start_time) == (Kind.EXEC, 42, 12345)
     assert (event.parent, event.uid, event.cgroup_id, event.pid_namespace) == (7, 1000, 99, 4026531836)
     assert (event.comm, event.filename) == ("nginx", "/usr/sbin/ng\udcffnx")
-    assert decode_event(head).filename == ""
+    assert event.arguments == ("nginx", "-t")
+    assert (decode_event(head).filename, decode_event(head).arguments) == ("", ())

@@ -75,15 +75,20 @@ struct io {
 static __always_inline u32 wanted(struct connection *connection, struct io *io, u32 size, u32 *skip)
 {
 	u32 direction = io->direction & 1;
+	/* A message begins where the other side has spoken since, and its head is to be seen whole. */
+	u32 limit = connection->turned[direction] != io->opposite ? CAPTURE_LIMIT : CONTINUED_LIMIT;
 	struct policy *policy;
 	u64 id;
 	u32 distance;
 
 	*skip = 0;
+	connection->turned[direction] = io->opposite;
 	if (io->unreadable || connection->muted[direction])
 		return 0;
 	if (size <= ALWAYS_COPY && (connection->calls++ & 15))
 		return size;
+	if (connection->flags & CONNECTION_FRAMES)
+		limit = CAPTURE_LIMIT;
 	id = connection->id;
 	policy = policies.lookup(&id);
 	if (policy) {
@@ -99,9 +104,21 @@ static __always_inline u32 wanted(struct connection *connection, struct io *io, 
 				*skip = distance;
 			}
 		}
+		if (policy->frames)
+			limit = CAPTURE_LIMIT;
 	}
 	size -= *skip;
-	return size < CAPTURE_LIMIT ? size : CAPTURE_LIMIT;
+	return size < limit ? size : limit;
+}
+
+#define PREFACE_CALLS 8
+#define PREFACE_START 0x20495250 /* "PRI ", RFC 9113 3.4 */
+
+/* Notices HTTP/2 at once: what comes until user space has noticed may already be large. */
+static __always_inline void look_for_preface(struct connection *connection, struct scratch *scratch, u32 captured)
+{
+	if (connection->calls <= PREFACE_CALLS && captured >= sizeof(u32) && *(u32 *)scratch->bytes == PREFACE_START)
+		__sync_fetch_and_or(&connection->flags, CONNECTION_FRAMES);
 }
 
 static __always_inline void put_call(struct connection *connection, struct io *io, struct span *span)
@@ -116,6 +133,7 @@ static __always_inline void put_call(struct connection *connection, struct io *i
 	announce(connection, io->sk, PROGRAM_CALL);
 	want = wanted(connection, io, span->size, &skip);
 	captured = want ? copy_span(scratch, span, skip, want) : 0;
+	look_for_preface(connection, scratch, captured);
 	scratch->record.header.kind = RECORD_CALL;
 	scratch->record.header.call = io->call;
 	scratch->record.header.direction = io->direction;

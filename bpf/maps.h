@@ -47,6 +47,7 @@ struct connection {
 	s32 error;
 	u32 written; /* positions it began at, or was met at */
 	u32 read;
+	u32 turned[2]; /* by direction: the other direction's position at the last call */
 	u32 last_written; /* position the last written byte left, once the state is TCP_CLOSE: the kernel reuses the field */
 };
 
@@ -57,6 +58,7 @@ struct connection {
 #define CONNECTION_PEER_FIN 16 /* the peer's FIN may have come, and have taken a sequence number of what is read */
 #define CONNECTION_DOWN 32     /* TCP_CLOSE was reached while its owner still held it */
 #define CONNECTION_BY_PEER 64  /* by a reset or a time-out */
+#define CONNECTION_FRAMES 128  /* began with HTTP/2's preface: what matters may be anywhere in a call */
 
 /*
  * connections: struct sock * -> state. Made at connect, accept or first I/O of a watched process, deleted with its
@@ -67,7 +69,8 @@ BPF_HASH(connections, u64, struct connection, MAX_CONNECTIONS);
 struct policy {
 	u32 until[2]; /* by direction: bytes before this position need not be copied */
 	u8 mode[2];   /* enum policy_mode by direction */
-	u8 pad[6];
+	u8 frames;    /* as CONNECTION_FRAMES, found out later */
+	u8 pad[5];
 };
 
 enum policy_mode {

@@ -34,6 +34,7 @@ class Connection:
         conversation: what is said on it.
         told: (tgid, role, protocol, tls) as last told to outputs.
         muted: directions (bit 0, bit 1) whose bytes the kernel side was told not to copy any more.
+        frames_told: the kernel side was told that this is HTTP/2.
         open_calls: calls taken that have not come out; 0 at the end, or something lost one.
         gap_bytes: bytes that moved without a record.
         last_ns: exit of the newest call.
@@ -43,6 +44,7 @@ class Connection:
         "_expected",
         "conversation",
         "cookie",
+        "frames_told",
         "gap_bytes",
         "id",
         "last_ns",
@@ -77,6 +79,7 @@ class Connection:
         self.owned = False
         self.told: tuple[object, ...] = ()
         self.muted = 0
+        self.frames_told = False
         self.gap_bytes = 0
         self.open_calls = 0
         self.last_ns = 0

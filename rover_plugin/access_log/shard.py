@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from rover_plugin.access_log.connection import Connection
 from rover_plugin.access_log.conversation import Conversation
-from rover_plugin.access_log.model import Call, Operation
+from rover_plugin.access_log.model import Call, Operation, ProtocolName
 from rover_plugin.capture.records import CALL, CLOSE, HEADER, OPEN, OPEN_FAILED, CallClass, OpenCause, RecordKind
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class ShardSink(Protocol):
         """Nothing more will come of this connection."""
 
     def policy(self, connection: Connection, direction: int, until: int, *, never: bool) -> None:
-        """The kernel need not copy this direction's bytes before position `until`, or ever again."""
+        """Tells the kernel side the protocol, and to copy nothing before position `until`, or ever again."""
 
 
 class Shard:
@@ -174,6 +174,10 @@ class Shard:
         elif unneeded >= _WORTH_SKIPPING:
             # Positions wrap at 32 bits and "before" means the nearer half; a longer skip is told in steps.
             self._sink.policy(connection, direction, (end + min(unneeded, 1 << 30)) & 0xFFFFFFFF, never=False)
+        elif connection.conversation.protocol is ProtocolName.HTTP2 and not connection.frames_told:
+            # The kernel side knows HTTP/2 by its preface only, and a late one is told here: nothing is to be skipped.
+            connection.frames_told = True
+            self._sink.policy(connection, direction, end & 0xFFFFFFFF, never=False)
 
     def _count_loss(self, lane: int, sequence: int) -> None:
         missing = (sequence - self._sequences.get(lane, 0) - 1) & 0xFFFFFFFF

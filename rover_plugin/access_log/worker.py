@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from rover_plugin.access_log.encoders import make_encoder
 from rover_plugin.access_log.link import PROTOCOLS, ROLES, LinkWriter
-from rover_plugin.access_log.model import Completeness
+from rover_plugin.access_log.model import Completeness, ProtocolName
 from rover_plugin.access_log.schedule import Schedule
 from rover_plugin.access_log.shard import Shard
 from rover_plugin.capture.bpf import Map
@@ -43,7 +43,7 @@ _SEND_BUFFER: Final = 4 << 20
 _WAIT_S: Final = 0.05
 _DRAIN_S: Final = 10.0
 _MARK_NS: Final = 100_000_000
-_POLICY: Final = struct.Struct("=IIBB6x")
+_POLICY: Final = struct.Struct("=IIBBB5x")
 _POLICY_SKIP: Final = 1
 _POLICY_NEVER: Final = 2
 _IDENTITY: Final = struct.Struct("=Q")
@@ -178,7 +178,8 @@ class Outbox:
         state = self._policy_state.setdefault(connection.id, [0, 0, 0, 0])
         state[direction] = until
         state[2 + direction] = _POLICY_NEVER if never else _POLICY_SKIP
-        self._policies.set(_IDENTITY.pack(connection.id), _POLICY.pack(*state))
+        frames = connection.conversation.protocol is ProtocolName.HTTP2
+        self._policies.set(_IDENTITY.pack(connection.id), _POLICY.pack(*state, frames))
 
     def _tell(self, connection: Connection) -> None:
         conversation = connection.conversation

@@ -30,6 +30,8 @@ MAX_PROCESSES = 16384
 MAX_THREADS = 65536
 # Calls up to this size are copied without asking for the connection's policy, which costs a look-up.
 _ALWAYS_COPY = 1024
+# Of a call that goes on with what an earlier one began: enough to stay in step where content has a framing of its own.
+_CONTINUED_LIMIT = 16384
 
 
 class Statistic(IntEnum):
@@ -127,6 +129,7 @@ class Capture:
                 "MAX_THREADS": options.max_threads,
                 "MAX_CONNECTIONS": options.max_connections,
                 "CAPTURE_LIMIT": limit,
+                "CONTINUED_LIMIT": min(_CONTINUED_LIMIT, limit),
                 "ALWAYS_COPY": min(_ALWAYS_COPY, limit),
                 "AGENT_TGID": os.getpid(),
                 "PLAIN": int(plain),

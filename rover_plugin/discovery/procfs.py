@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PROC = "/proc"
-MAX_CMDLINE_BYTES = 4096
+MAX_CMDLINE_BYTES = 32768  # Java's main class stands behind its class path
 _PF_KTHREAD = 0x00200000  # include/linux/sched.h
 NO_CGROUP = Cgroup()
 _GONE = " (deleted)"

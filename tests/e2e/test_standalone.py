@@ -8,7 +8,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
-from tests.support.agent import Agent
+from tests.support.agent import Agent, only_with
 from tests.support.servers import tool
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def test_the_console_shows_an_exchange_with_everything_a_person_wants(tmp_path: Path, nginx: Nginx) -> None:
-    with Agent(tmp_path, "console,jsonl") as agent:
+    with Agent(tmp_path, "console,jsonl", only_with(nginx.port)) as agent:
         subprocess.run([tool("curl"), "-s", nginx.url("/hello?secret=1")], check=True, capture_output=True)
         agent.wait_for_exchanges(lambda item: item["path"] == "/hello", 2)
         assert agent.stop() == 0, agent.text
@@ -31,7 +31,7 @@ def test_the_console_shows_an_exchange_with_everything_a_person_wants(tmp_path: 
 
 
 def test_sigterm_under_load_hands_on_all_that_was_read(tmp_path: Path, nginx: Nginx) -> None:
-    with Agent(tmp_path, "jsonl") as agent:
+    with Agent(tmp_path, "jsonl", only_with(nginx.port)) as agent:
         command = [tool("h2load"), "--h1", "--rps=200", "-c10", "-t1", "-D6", nginx.url()]
         load = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         agent.wait_for_exchanges(lambda item: item["path"] == "/", 2000)

@@ -146,8 +146,8 @@ def oap_settings(address: str) -> tuple[str, ...]:
 
 
 def only_with(port: int) -> str:
-    """The setting that watches only the server on `port`, and clients that are told its URL: counts must be exact."""
-    return f"process_discovery.local.include=port={port},cmdline~=:{port}/"
+    """The setting that watches only the server on `port`, and clients whose command line names it: counts are exact."""
+    return f"process_discovery.local.include=port={port},cmdline~=:{port}\\b"
 
 
 def needs_bpf() -> str:

@@ -29,7 +29,7 @@ NAMES = ["a", "x-long-name", "cookie", "date", "content-length", ":path", ":auth
 
 def table(decoder: HeaderDecoder[dict[bytes, bytes]]) -> list[tuple[bytes | None, bytes]]:
     """The dynamic table, newest first, as `hpack` keeps it."""
-    return [(name, value) for _, name, value in reversed(decoder.entries)]
+    return [(name, value) for _, name, value, _ in reversed(decoder.entries)]
 
 
 def from_start() -> HeaderDecoder[dict[bytes, bytes]]:
@@ -85,7 +85,7 @@ def test_examples_of_the_rfc(name: str) -> None:
 
 
 def test_static_table_is_the_rfcs() -> None:
-    assert [(name, value) for _, name, value in STATIC[1:]] == list(HeaderTable.STATIC_TABLE)
+    assert [(name, value) for _, name, value, _ in STATIC[1:]] == list(HeaderTable.STATIC_TABLE)
 
 
 def literal(source: random.Random, text: bytes) -> bytes:

@@ -102,7 +102,7 @@ def test_a_window_that_fills_the_announced_limit_is_the_whole_table() -> None:
     for letter in b"abc":
         decoder.decode(b"\x40\x01" + bytes((letter,)) + b"\x05value")  # 38 bytes each
     assert decoder.complete
-    assert [name for _, name, _ in decoder.entries] == [b"b", b"c"]
+    assert [name for _, name, _, _ in decoder.entries] == [b"b", b"c"]
 
 
 def test_a_window_of_unknown_limit_is_bounded() -> None:

@@ -31,7 +31,6 @@ ENTRY_OVERHEAD: Final = 32  # RFC 7541 §4.1
 LARGEST_INDEX: Final = 61 + LARGEST_EXACT_TABLE // ENTRY_OVERHEAD
 INTEGER_LIMIT: Final = 1 << 32
 CACHED_BLOCKS: Final = 256
-CACHED_PATHS: Final = 512
 
 # Fields whose values the log needs; every other field only takes its room in the table.
 WANTED: Final = {
@@ -55,9 +54,9 @@ SW8_BY_SHAPE: Final = b"sw8 by shape"
 _TRACEPARENT_SHAPE = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _SW8_SHAPE = re.compile(rb"[01](?:-[A-Za-z0-9+/]+={0,2}){2}-\d+(?:-[A-Za-z0-9+/]*={0,2}){4}")
 
-# (key, name, value): key is what the value goes by in a block's fields, None for a field nobody wants; name is None
-# where it is unknown.
-Entry = tuple[bytes | None, bytes | None, bytes]
+# (key, name, value, size): key is what the value goes by in a block's fields, None for a field nobody wants; name is
+# None where it is unknown, and counts as empty in the size (§4.1).
+Entry = tuple[bytes | None, bytes | None, bytes, int]
 
 # RFC 7541 appendix A, entries 1 to 61: "name value" or "name".
 _STATIC_TABLE = b"""
@@ -71,9 +70,9 @@ proxy-authenticate; proxy-authorization; range; referer; refresh; retry-after; s
 strict-transport-security; transfer-encoding; user-agent; vary; via; www-authenticate
 """
 STATIC: Final[tuple[Entry, ...]] = (
-    (None, None, b""),
+    (None, None, b"", 0),
     *(
-        (WANTED.get(name), name, value)
+        (WANTED.get(name), name, value, 0)
         for name, _, value in (f.strip().partition(b" ") for f in _STATIC_TABLE.split(b";"))
     ),
 )
@@ -125,13 +124,12 @@ class HeaderDecoder(Generic[Head]):
         limit: maximum size of the table as the encoder last said; None while unknown.
         allowed: largest limit the encoder may choose, by the other side's SETTINGS; None while unknown.
         entries: the dynamic table as far as seen, oldest first.
-        size: bytes of `entries` (§4.1); a name that is unknown counts as empty.
+        size: bytes of `entries`.
     """
 
     __slots__ = (
         "_blocks",
         "_interpret",
-        "_paths",
         "_unnamed",
         "allowed",
         "complete",
@@ -151,7 +149,6 @@ class HeaderDecoder(Generic[Head]):
         self.size = 0
         self._unnamed = False  # a field without a name was seen, and may be in the table
         self._blocks: dict[bytes, tuple[Head, Fields, int, str]] = {}
-        self._paths: dict[bytes, bytes] = {}
 
     def restart(self) -> None:
         """Forgets the table: something was lost, and it may have changed anything, the limits included."""
@@ -189,12 +186,12 @@ class HeaderDecoder(Generic[Head]):
                 byte = block[at]
                 at += 1
                 if byte >= 0x80:  # indexed field (§6.1)
-                    index = byte & 0x7F
+                    index = byte - 0x80
                     if index == 0x7F:
                         index, at = read_integer(block, at, 0x7F)
                     if index > 61:
                         try:
-                            key, _, value = entries[61 - index]
+                            entry = entries[61 - index]
                         except IndexError:
                             if self.complete or index > LARGEST_INDEX:
                                 error = "hpack_index"
@@ -202,12 +199,12 @@ class HeaderDecoder(Generic[Head]):
                             unknown += 1
                             continue
                     elif index:
-                        key, _, value = STATIC[index]
+                        entry = STATIC[index]
                     else:
                         error = "hpack_index"
                         break
-                    if key is not None:
-                        fields[key] = value
+                    if (key := entry[0]) is not None:
+                        fields[key] = entry[2]
                     continue
                 indexed_only = False
                 if byte >= 0x40:  # literal with incremental indexing (§6.2.1)
@@ -233,14 +230,14 @@ class HeaderDecoder(Generic[Head]):
                     continue
                 if index > 61:
                     try:
-                        key, name, _ = entries[61 - index]
+                        key, name, _, _ = entries[61 - index]
                     except IndexError:
                         if self.complete or index > LARGEST_INDEX:
                             error = "hpack_index"
                             break
                         key = name = None
                 elif index:
-                    key, name, _ = STATIC[index]
+                    key, name, _, _ = STATIC[index]
                 else:
                     byte = block[at]
                     at += 1
@@ -267,7 +264,7 @@ class HeaderDecoder(Generic[Head]):
                     error = "hpack_truncated"
                     break
                 if insert or key is not None or name is None:
-                    text = self._text(block[at:stop], key) if byte >= 0x80 else block[at:stop]
+                    text = huffman.decode(block[at:stop]) if byte >= 0x80 else block[at:stop]
                     if text is None:
                         error = "hpack_huffman"
                         break
@@ -277,8 +274,11 @@ class HeaderDecoder(Generic[Head]):
                     if key is not None:
                         fields[key] = text
                     if insert:
-                        entries.append((key, name, text))
-                        self.size += len(text) + ENTRY_OVERHEAD + (0 if name is None else len(name))
+                        size = len(text) + ENTRY_OVERHEAD
+                        if name is not None:
+                            size += len(name)
+                        entries.append((key, name, text, size))
+                        self.size += size
                         if self.size > self.room:
                             self._evict()
                         if self._blocks:
@@ -299,19 +299,6 @@ class HeaderDecoder(Generic[Head]):
             self._blocks[block] = result
         return result
 
-    def _text(self, coded: bytes, key: bytes | None) -> bytes | None:
-        """Decodes a Huffman-coded value. Paths repeat, and many encoders never index them, so they are remembered."""
-        if key != b":path":
-            return huffman.decode(coded)
-        text = self._paths.get(coded)
-        if text is None:
-            text = huffman.decode(coded)
-            if text is not None:
-                if len(self._paths) >= CACHED_PATHS:
-                    self._paths.clear()
-                self._paths[coded] = text
-        return text
-
     def _resize(self, limit: int) -> None:
         """Applies the encoder's new limit (§6.3)."""
         self.limit = limit
@@ -329,8 +316,7 @@ class HeaderDecoder(Generic[Head]):
         room = self.room
         drop = 0
         while size > room:
-            _, name, value = entries[drop]
-            size -= len(value) + ENTRY_OVERHEAD + (0 if name is None else len(name))
+            size -= entries[drop][3]
             drop += 1
         del entries[:drop]
         self.size = size

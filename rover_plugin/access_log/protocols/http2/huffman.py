@@ -1,17 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Huffman coding of HPACK strings (RFC 7541 §5.2, appendix B), decoded a byte at a time.
+"""Huffman coding of HPACK strings (RFC 7541 §5.2, appendix B), decoded by zlib or a byte at a time.
 
-The code is canonical, so the code lengths alone define it. A decoder state is an inner node of the code tree at a
-byte boundary; each state has one row of 256 pairs (bytes finished by this byte, row of the next state). Building all
-65 536 pairs takes 50 ms, and header text visits a few dozen states, so a row is filled when it is first entered.
+The code is canonical, so the code lengths alone define it.
+
+DEFLATE's codes are canonical, too (RFC 1951 §3.2.2), of at most 15 bits. HPACK's codes up to that length leave one of
+15 bits free: all ones, with which all the longer ones begin. With this one for DEFLATE's end of block, HPACK strings
+are the content of a DEFLATE block but for the order of the bits in each byte, so zlib decodes them, in C. Malformed
+strings, those with symbols of longer codes (rare in header fields), and short ones, for which it is not worth while,
+are decoded a byte at a time.
+
+There, a decoder state is an inner node of the code tree at a byte boundary; each state has one row of 256 pairs (bytes
+finished by this byte, row of the next state). Building all 65 536 pairs takes 50 ms, and header text visits a few dozen
+states, so a row is filled when it is first entered.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+import zlib
+from typing import Any, Final
 
 EOS = 256
+WORTH_ZLIB: Final = 12  # octets
 
 # Bits of the code of symbol 0, 1, … 255 and EOS.
 CODE_LENGTHS = (
@@ -103,11 +113,67 @@ def _fill(row: Row) -> None:
     row.append((b"", _ROOT if start in _PADDING_NODES else _DEAD))
 
 
+_DEFLATED_LENGTHS = (0, 5, 6, 7, 8, 10, 11, 12, 13, 14, 15)
+# The order in which a block says the lengths of the codes for code lengths (RFC 1951 §3.2.7).
+_LENGTHS_ORDER = (16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15)
+# Three bits for these and four for the other six make a complete code, and a header that ends with a byte.
+_THREE_BITS = frozenset((0, 5, 6, 7, 15))
+
+
+def _block_header() -> bytes:
+    """The beginning of a DEFLATE block with dynamic Huffman codes (RFC 1951 §3.2.7): HPACK's."""
+    lengths = {length: 3 if length in _THREE_BITS else 4 for length in _DEFLATED_LENGTHS}
+    codes: dict[int, str] = {}
+    code = previous = 0
+    for bits, length in sorted((bits, length) for length, bits in lengths.items()):
+        code <<= bits - previous
+        previous = bits
+        codes[length] = f"{code:0{bits}b}"
+        code += 1
+    literals = [length if length <= 15 else 0 for length in CODE_LENGTHS[:EOS]]
+    # Bits: last block (1), dynamic codes (2), 257 literals (5), 1 distance (5), 19 lengths (4). Numbers are written
+    # from their lowest bit on.
+    header = "10100000000001111"
+    header += "".join(f"{lengths.get(length, 0):03b}"[::-1] for length in _LENGTHS_ORDER)
+    header += "".join(codes[length] for length in (*literals, 15, 0))
+    return int(header[::-1], 2).to_bytes(len(header) // 8, "little")
+
+
+# Two octets that bring the decoder back to the beginning of a code from every padding (0 to 7 ones, §5.2), and what
+# comes out for each. Nothing else does, so an end of these says that the string is well formed.
+_TERMINATOR: Final = b"\x1f\xfa"
+_ENDINGS: Final = (b"a'", b"b'", b"H'", b"V#", b"w@", b"&@", b"X9,", b"!@")
+_BITS_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+_TERMINATOR_REVERSED = _TERMINATOR.translate(_BITS_REVERSED)
+
+_new_decompressor = zlib.decompressobj(-9)  # raw, with the smallest window
+_new_decompressor.decompress(_block_header())
+# Decompressors that wait for the next string, one for each thread that was here at the same time.
+_idle: list[Any] = []
+
+
 def decode(data: bytes) -> bytes | None:
     """The string that was Huffman-coded; None where the coding is wrong.
 
     Wrong is what §5.2 calls a decoding error: EOS inside, padding over 7 bits or other than ones.
     """
+    size = len(data)
+    if size >= WORTH_ZLIB:
+        try:
+            decompressor = _idle.pop()
+        except IndexError:
+            decompressor = _new_decompressor.copy()
+        # Codes have five bits or more. With a limit, zlib makes no more room than that.
+        text: bytes = decompressor.decompress(data.translate(_BITS_REVERSED) + _TERMINATOR_REVERSED, 2 * size + 4)
+        if text.endswith(_ENDINGS) and not decompressor.eof:
+            _idle.append(decompressor)
+            return text[:-3] if text.endswith(b"X9,") else text[:-2]
+        # The decompressor is inside a code, or past the block's end: of no use any more.
+    return decode_bytewise(data)
+
+
+def decode_bytewise(data: bytes) -> bytes | None:
+    """`decode` without zlib."""
     while True:
         parts: list[bytes] = []
         add = parts.append

@@ -74,13 +74,12 @@ def read_request(fields: Fields) -> RequestHead:
             None if host is None else _text(host),
             extract(fields.get),
         )
-    return (
-        _METHOD.get(method) or _text(method),
-        path.decode() if path.isascii() else _text(path),
-        host.decode() if host.isascii() else _text(host),
-        # Anything beyond these three is a trace header.
-        extract(fields.get) if len(fields) > 3 else None,
-    )
+    # Anything beyond these three is a trace header.
+    trace = extract(fields.get) if len(fields) > 3 else None
+    try:
+        return _METHOD.get(method) or method.decode(), path.decode(), host.decode(), trace
+    except UnicodeDecodeError:
+        return _text(method), _text(path), _text(host), trace
 
 
 def read_response(fields: Fields) -> ResponseHead:

@@ -31,6 +31,10 @@ _Item = TypeVar("_Item")
 log = structlog.get_logger(__name__)
 
 HEARTBEAT_S = 5.0
+# A message costs both sides half a millisecond, whatever it holds, so news that nobody waits for shares one: of
+# processes without entities, and of the dead.
+UNWATCHED_S = 0.05
+DEAD_S = 0.5
 MAX_CLIENTS = 16  # each holds a thread
 PAGE = 500  # processes or changes in one message: at most a few hundred KB
 _STOP_GRACE_S = 1.0
@@ -58,6 +62,8 @@ class _FeedService(feed_pb2_grpc.ProcessFeedServicer):
             yield self._response(revision, heartbeat=feed_pb2.Heartbeat())
         while context.is_active() and not table.closed:
             table.wait(revision, self._heartbeat_s)
+            if table.since(revision) != []:
+                table.gather(revision, UNWATCHED_S, DEAD_S)
             changes = table.since(revision)
             if changes is None:
                 revision = yield from self._snapshot()

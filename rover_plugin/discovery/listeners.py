@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from rover_plugin.discovery.procfs import PROC
+from rover_plugin.discovery.socket_diagnosis import listening_sockets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,24 +26,33 @@ def listening_ports(pids: Iterable[int], proc: str = PROC) -> dict[int, frozense
         try:
             namespace = os.stat(f"{proc}/{pid}/ns/net").st_ino  # noqa: PTH116  thousands of calls a scan
             if namespace not in by_namespace:
-                by_namespace[namespace] = _listening_inodes(pid, proc)
+                by_namespace[namespace] = _listeners(pid, proc)
             found[pid] = _ports_of(pid, by_namespace[namespace], proc)
         except OSError:
             continue
     return found
 
 
-def _listening_inodes(pid: int, proc: str) -> dict[str, int]:
-    """Socket link text (`socket:[inode]`) to port, of one network namespace (proc(5), /proc/net/tcp)."""
+def _listeners(pid: int, proc: str) -> dict[str, int]:
+    """Socket link text (`socket:[inode]`) to port, of the network namespace a process is in."""
+    try:
+        sockets = listening_sockets(f"{proc}/{pid}/ns/net")
+    except OSError:  # not allowed, or a kernel without it
+        sockets = _listening_inodes(pid, proc)
+    return {f"socket:[{inode}]": port for inode, port in sockets.items()}
+
+
+def _listening_inodes(pid: int, proc: str) -> dict[int, int]:
+    """Inode to port out of a table that holds every TCP socket (proc(5), /proc/net/tcp)."""
     inodes = {}
     for table in ("tcp", "tcp6"):
         try:
             with open(f"{proc}/{pid}/net/{table}") as lines:  # noqa: PTH123  as above
                 next(lines)
                 for line in lines:
-                    fields = line.split()
+                    fields = line.split(None, 10)
                     if fields[3] == _LISTEN:
-                        inodes[f"socket:[{fields[9]}]"] = int(fields[1].rpartition(":")[2], 16)
+                        inodes[int(fields[9])] = int(fields[1].rpartition(":")[2], 16)
         except (FileNotFoundError, StopIteration):  # without IPv6 there is no tcp6
             continue
     return inodes

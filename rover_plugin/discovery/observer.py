@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import OrderedDict
 from dataclasses import replace
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from rover_plugin.discovery.listeners import listening_ports
@@ -23,8 +25,12 @@ if TYPE_CHECKING:
 
 GRACE_S = 60.0  # how long the dead stay listed
 MAX_EXITED = 4096  # and how many of them
-RECHECK_AFTER_S = 1.0  # a server has opened its port and changed its user by then
+# A server has opened its port and changed its user by then, and new processes are still watched on trial.
+RECHECK_AFTER_S = 0.75
 RECHECK_EVERY_S = 30.0
+# What is due is done together for all that is due within these, so that churn does not wake us for each process.
+_RECHECK_STEP_S = 0.25
+_FORGET_STEP_S = 1.0
 _NEVER = float("inf")
 
 
@@ -49,8 +55,7 @@ class ProcessObserver:
         self._own = {self._root}
         self._live: dict[int, ProcessFacts] = {}
         self._exited: OrderedDict[ProcessKey, float] = OrderedDict()  # to the time it is forgotten, soonest first
-        self._young: set[int] = set()
-        self._recheck_young_at = _NEVER
+        self._young: dict[ProcessKey, float] = {}  # to the time it is looked at again, soonest first
         self._recheck_all_at = _NEVER
         # What the table does not know yet.
         self._changed: dict[ProcessKey, Process] = {}
@@ -89,18 +94,23 @@ class ProcessObserver:
             self._forget_oldest()
         if now >= self._recheck_all_at:
             self.scan(now)
-        elif now >= self._recheck_young_at:
-            for facts in self._read(self._young & self._live.keys()).values():
-                if self._live[facts.key.pid].key == facts.key:
-                    self._take(facts)
-            self._young.clear()
-            self._recheck_young_at = _NEVER
+        self._recheck_young(now)
         self._publish()
+
+    def _recheck_young(self, now: float) -> None:
+        due = list(takewhile(lambda key: self._young[key] <= now, self._young))
+        for key in due:
+            del self._young[key]
+        for facts in self._read(key.pid for key in due).values():
+            known = self._live.get(facts.key.pid)
+            if known is not None and known.key == facts.key:
+                self._take(facts)
 
     def next_due(self) -> float:
         """When `tick` has something to do, infinite if it has not."""
-        forget_at = next(iter(self._exited.values()), _NEVER)
-        return min(forget_at, self._recheck_young_at, self._recheck_all_at)
+        forget_at = _rounded_up(next(iter(self._exited.values()), _NEVER), _FORGET_STEP_S)
+        recheck_at = _rounded_up(next(iter(self._young.values()), _NEVER), _RECHECK_STEP_S)
+        return min(forget_at, recheck_at, self._recheck_all_at)
 
     def _read(self, wanted: Iterable[int]) -> dict[int, ProcessFacts]:
         found = {pid: facts for pid in wanted if (facts := read_process(pid, self._proc)) is not None}
@@ -116,7 +126,7 @@ class ProcessObserver:
         if known is not None:
             self._exit(known.key, now)  # its end was lost
         self._take(self._child(event))
-        self._note_young(event.key.pid, now)
+        self._note_young(event.key, now)
 
     def _child(self, event: ProcessEvent) -> ProcessFacts:
         """A child is like its parent, so a fork costs no look at /proc unless it was born into another cgroup."""
@@ -139,7 +149,7 @@ class ProcessObserver:
         elif known is not None:
             facts = replace(facts, ports=known.ports)
         self._take(facts)
-        self._note_young(event.key.pid, now)
+        self._note_young(event.key, now)
 
     def _exit(self, key: ProcessKey, now: float) -> None:
         facts = self._live.get(key.pid)
@@ -147,6 +157,7 @@ class ProcessObserver:
             return
         process = self._changed.get(key) or self._table.get(key) or self._process(facts)
         del self._live[key.pid]
+        self._young.pop(key, None)
         self._own -= {key.pid} - {self._root}
         if not process.entities:  # nobody has logs of it
             self._changed.pop(key, None)
@@ -174,10 +185,10 @@ class ProcessObserver:
         while children := {pid for pid, facts in found.items() if facts.parent in self._own} - self._own:
             self._own |= children
 
-    def _note_young(self, pid: int, now: float) -> None:
+    def _note_young(self, key: ProcessKey, now: float) -> None:
         if self._volatile:
-            self._young.add(pid)
-            self._recheck_young_at = min(self._recheck_young_at, now + RECHECK_AFTER_S)
+            self._young.pop(key, None)  # the latest program counts, and goes to the end
+            self._young[key] = now + RECHECK_AFTER_S
 
     def _process(self, facts: ProcessFacts) -> Process:
         watched = facts.key.pid not in self._own
@@ -196,6 +207,10 @@ class ProcessObserver:
             self._table.update(self._changed.values(), self._removed)
             self._changed.clear()
             self._removed.clear()
+
+
+def _rounded_up(at: float, step_s: float) -> float:
+    return at if at == _NEVER else math.ceil(at / step_s) * step_s
 
 
 def _as_of(event: ProcessEvent, base: ProcessFacts | None) -> ProcessFacts:

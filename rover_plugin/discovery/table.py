@@ -55,7 +55,11 @@ class ProcessTable:
         self._history: deque[Change] = deque(maxlen=history)
         self._revision = 0
         self._closed = False
-        self._changed = threading.Condition()
+        # Latest revisions that told of a living process, and of one with entities; see `gather`.
+        self._living_revision = self._watched_revision = 0
+        lock = threading.RLock()
+        self._changed = threading.Condition(lock)
+        self._living_changed = threading.Condition(lock)
 
     @property
     def closed(self) -> bool:
@@ -73,7 +77,7 @@ class ProcessTable:
     def update(self, processes: Iterable[Process] = (), removed: Iterable[ProcessKey] = ()) -> None:
         """Adds or replaces `processes` and drops `removed`; what changes nothing makes no revision."""
         with self._changed:
-            before = self._revision
+            before, living_before = self._revision, self._living_revision
             for process in processes:
                 self._put(process)
             for key in removed:
@@ -81,12 +85,18 @@ class ProcessTable:
                     self._record(Removed(key))
             if self._revision != before:
                 self._changed.notify_all()
+            if self._living_revision != living_before:
+                self._living_changed.notify_all()
 
     def _put(self, process: Process) -> None:
         known = self._processes.get(process.key)
         if known != process:
             self._processes[process.key] = process
             self._record(Added(process) if known is None else Updated(process))
+            if not process.exited:
+                self._living_revision = self._revision
+                if process.entities:
+                    self._watched_revision = self._revision
 
     def _record(self, change: Change) -> None:
         self._revision += 1
@@ -111,13 +121,28 @@ class ProcessTable:
             if self._revision == revision and not self._closed:
                 self._changed.wait(timeout_s)
 
+    def gather(self, revision: int, unwatched_s: float, dead_s: float) -> None:
+        """Lets more changes join those after `revision`, as long as these have time.
+
+        Args:
+            revision: what the caller has already.
+            unwatched_s: how long news of living processes without entities may wait.
+            dead_s: how long news of the dead may wait. Those of a living process with entities may not.
+        """
+        with self._changed:
+            if self._living_revision <= revision and not self._closed:
+                self._living_changed.wait(dead_s)
+            if self._living_revision > revision:
+                self._living_changed.wait_for(lambda: self._watched_revision > revision or self._closed, unwatched_s)
+
     def wake(self) -> None:
-        """Makes every `wait` return."""
+        """Makes every `wait` and `gather` return."""
         with self._changed:
             self._changed.notify_all()
+            self._living_changed.notify_all()
 
     def close(self) -> None:
-        """Ends every `wait`, now and in future."""
+        """Ends every `wait` and `gather`, now and in future."""
         with self._changed:
             self._closed = True
-            self._changed.notify_all()
+            self.wake()

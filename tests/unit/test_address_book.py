@@ -143,3 +143,11 @@ def test_a_late_removal_does_not_take_the_process_that_has_the_pid_now() -> None
 
 def test_this_hosts_addresses_are_found() -> None:
     assert LOOPBACK in interface_addresses()
+
+
+def test_an_exclusion_follows_what_the_feed_says_last() -> None:
+    made = book(process(1, "cart.shop", namespace="kube-system"), namespaces=("kube-system",))
+    made.add_process(process(1, "cart.shop"))
+    assert not made.exclusion_of(1)
+    made.add_process(process(1))
+    assert made.exclusion_of(1) == "not_selected"

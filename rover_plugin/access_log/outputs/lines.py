@@ -4,35 +4,37 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rover_plugin.access_log.model import Endpoint, ResolvedConnection
-
-
-def _end(endpoint: Endpoint) -> dict[str, Any]:
-    result: dict[str, Any] = {"address": endpoint.host, "port": endpoint.port}
-    if endpoint.entity is not None:
-        result["service"] = endpoint.entity.service
-        result["process"] = endpoint.entity.process
-        if endpoint.entity.pod:
-            result["pod"] = endpoint.entity.pod
-    if endpoint.pid is not None:
-        result["pid"] = endpoint.pid
-    return result
+    from rover_plugin.discovery.model import Entity
 
 
 def opening(connection: ResolvedConnection) -> bytes:
     """`{"connection":…,"role":…,"local":{…},"remote":{…},` without an end."""
-    head = {
-        "connection": connection.id,
-        "role": connection.role.value,
-        "protocol": connection.protocol.value,
-        "tls": connection.tls,
-        "local": _end(connection.local),
-        "remote": _end(connection.remote),
-    }
-    return json.dumps(head, separators=(",", ":"))[:-1].encode() + b","
+    # Written out, not by `json.dumps`: once a connection end or more, and only the names need quoting.
+    return (
+        f'{{"connection":{connection.id},"role":"{connection.role}","protocol":"{connection.protocol}",'
+        f'"tls":{"true" if connection.tls else "false"},'
+        f'"local":{_end(connection.local)},"remote":{_end(connection.remote)},'
+    ).encode()
+
+
+def _end(endpoint: Endpoint) -> str:
+    entity, pid = endpoint.entity, endpoint.pid
+    names = _names(entity) if entity is not None else ""
+    owner = f',"pid":{pid}' if pid is not None else ""
+    return f'{{"address":"{endpoint.host}","port":{endpoint.port}{names}{owner}}}'
+
+
+@lru_cache(maxsize=4096)
+def _names(entity: Entity) -> str:
+    names = {"service": entity.service, "process": entity.process}
+    if entity.pod:
+        names["pod"] = entity.pod
+    return "," + json.dumps(names, separators=(",", ":"))[1:-1]
 
 
 def printable(text: str) -> str:

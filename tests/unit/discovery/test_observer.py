@@ -218,3 +218,29 @@ def test_without_rules_on_facts_that_change_nothing_is_looked_at_again() -> None
     observer.scan(0)
     observer.apply([event(Kind.FORK)], 0)
     assert observer.next_due() == float("inf")
+
+
+def test_each_process_is_looked_at_again_when_it_is_old_enough_and_the_dead_not_at_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    finder = LocalFinder("OS_LINUX", "h", include=parse_rules("k", ["user=nobody"]))
+    observer, _ = observing(finder)
+    observer.apply([event(Kind.FORK, NOBODY), event(Kind.FORK, NOBODY + 1)], 1)
+    observer.apply([event(Kind.EXIT, NOBODY), event(Kind.FORK, NOBODY + 2)], 1.5)
+    looked_at: list[int] = []
+    monkeypatch.setattr(observer_module, "read_process", lambda pid, _proc: looked_at.append(pid))
+    observer.tick(1 + RECHECK_AFTER_S)
+    assert looked_at == [NOBODY + 1]
+    assert observer.next_due() == 1.5 + RECHECK_AFTER_S
+    observer.tick(1.5 + RECHECK_AFTER_S)
+    assert looked_at == [NOBODY + 1, NOBODY + 2]
+    assert observer.next_due() == float("inf")
+
+
+def test_processes_that_end_one_after_the_other_are_forgotten_together() -> None:
+    observer, table = observing()
+    for number in range(10):
+        observer.apply([event(kind, NOBODY + number) for kind in (Kind.FORK, Kind.EXIT)], 5.05 + number / 20)
+    assert observer.next_due() == 6 + GRACE_S
+    observer.tick(observer.next_due())
+    assert len(table) == 0

@@ -6,15 +6,17 @@ from __future__ import annotations
 import json
 import os
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rover_plugin.access_log.model import Completeness, TraceContext
+from rover_plugin.access_log.model import Completeness, Endpoint, TraceContext
 from rover_plugin.access_log.outputs.jsonl import JsonLinesOutput
+from rover_plugin.access_log.outputs.lines import opening
 from rover_plugin.errors import RoverError
 from rover_plugin.telemetry.counters import Counters
-from tests.support.connections import SERVED, encoder, exchange
+from tests.support.connections import SERVED, SHOP, encoder, exchange
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -175,3 +177,21 @@ def test_a_pipe_nobody_reads_is_counted_as_loss(tmp_path: Path) -> None:
     output.tick()
     assert counters.value("logs_lost", output="jsonl", unit="protocol", reason="closed_pipe") == 1
     output.close(1)
+
+
+@pytest.mark.parametrize("name", ["shop", 'a"b\\c', "caf\u00e9 \U0001f600", "\x00\x1b[31m\n\x7f", "\udcff"])
+@pytest.mark.parametrize("pod", ["", "pod-1"])
+def test_the_connection_is_written_as_any_json_encoder_would(name: str, pod: str) -> None:
+    entity = replace(SHOP, service=name, process=name[::-1], pod=pod)
+    remote = Endpoint("2001:db8::1", 443)
+    connection = replace(SERVED, local=Endpoint("::1", 80, entity, 812), remote=remote, tls=bool(pod))
+    names = {"service": name, "process": name[::-1]} | ({"pod": pod} if pod else {})
+    expected = {
+        "connection": 7,
+        "role": "server",
+        "protocol": "http/1",
+        "tls": bool(pod),
+        "local": {"address": "::1", "port": 80, **names, "pid": 812},
+        "remote": {"address": "2001:db8::1", "port": 443},
+    }
+    assert opening(connection)[:-1] + b"}" == json.dumps(expected, separators=(",", ":")).encode()

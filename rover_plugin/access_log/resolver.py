@@ -254,7 +254,8 @@ class Resolver:
         excluded = self._book.exclusion(process)
         if excluded == NOT_SELECTED and isinstance(change, Added):
             self._young[process.key.pid] = now_ns + _PROGRAM_WAIT_NS
-        elif excluded:
+        elif excluded or process.exited:
+            # One that has ended is listed for a while, for its last logs' sake; its number is not to be watched.
             self._unwatch(process.key.pid)
         elif not self._watch(process.key.pid):
             self._counters.add("processes_not_watched", reason="table_full")

@@ -68,3 +68,13 @@ def test_a_chosen_one_that_is_changed_to_another_is_let_go_at_once() -> None:
     subject = Pipeline(known=True)
     subject.resolver.change_process(Updated(AS_PARENT), 1)
     assert subject.unwatched == [PID]
+
+
+def test_one_that_has_ended_is_not_watched_while_it_is_still_listed() -> None:
+    subject = Pipeline(known=True)
+    subject.resolver.change_process(Updated(replace(CHOSEN, exited=True)), 1)
+    assert subject.unwatched == [PID]
+    exchange(subject)
+    subject.settle()
+    subject.workers[0].report()
+    assert subject.balance("protocol").exported == 1

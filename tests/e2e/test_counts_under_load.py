@@ -38,7 +38,7 @@ def test_requests_at_a_fixed_rate_equal_the_logs_of_each_side(tmp_path: Path, ng
             ]
             printed = subprocess.run(load, capture_output=True, text=True, check=True).stdout
             requests = int(re.search(r"(\d+) succeeded", printed)[1])  # type: ignore[index]
-            # A double that is slower than the OAP may be behind; what is spooled is not to be lost to the shutdown's haste.
+            # The double may be behind: what is spooled is not to be lost to the haste of a shutdown.
             oap.wait_for(lambda: oap.tally.protocol >= 2 * requests, 90)
             assert agent.stop() == 0, agent.text
         report = oap.stop()

@@ -74,7 +74,13 @@ class AccessLogModule:
         encodings = tuple(dict.fromkeys(output.encoding for output in self._outputs))
         recorder = self._recorder
         least_ring_bytes = _LEAST_RING_BYTES_RECORDING if recorder is not None else 0
-        self._capture = capture = Capture(capture_options(settings, least_ring_bytes=least_ring_bytes))
+        wanted = capture_options(settings, least_ring_bytes=least_ring_bytes)
+        worker_options = [
+            _worker_options(settings, shard, encodings, record=recorder is not None) for shard in range(wanted.shards)
+        ]
+        # They import what they need while the kernel side is compiled.
+        self._workers = [WorkerProcess(told) for told in worker_options]
+        self._capture = capture = Capture(wanted)
         local_addresses = None
         if recorder is not None:
             addresses = interface_addresses()
@@ -85,14 +91,8 @@ class AccessLogModule:
             settings.items("access_log.exclude_cluster"),
             local_addresses,
         )
-        worker_options = [
-            _worker_options(settings, shard, encodings, record=recorder is not None)
-            for shard in range(capture.options.shards)
-        ]
-        self._workers = [
-            WorkerProcess(ring, capture.policies_descriptor, told)
-            for ring, told in zip(capture.ring_descriptors(), worker_options, strict=True)
-        ]
+        for worker, ring in zip(self._workers, capture.ring_descriptors(), strict=True):
+            worker.begin(ring, capture.policies_descriptor)
         self._hub = Hub(
             [worker.channel for worker in self._workers],
             encodings,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The worker process: reads one shard's ring, analyses it, hands fragments to the main process.
 
-Run as `python -m rover_plugin.access_log.worker SOCKET RING POLICIES OPTIONS` with the first three inherited file
-descriptors and the options as JSON. It ends when the main process closes its end of the socket, or dies, after
-everything in the ring has been read and handed on.
+Run as `python -m rover_plugin.access_log.worker SOCKET OPTIONS` with an inherited file descriptor and the options as
+JSON. The descriptors of ring and policies come over the socket; it answers once it reads. It ends when the main process
+closes its end of the socket, or dies, after everything in the ring has been read and handed on.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ _CALLS_INSIDE: Final = 256
 _SEND_BUFFER: Final = 4 << 20
 # A ring that fills wakes its reader long before; batches of what has come meanwhile cost less than records one by one.
 _WAIT_S: Final = 0.05
+READY: Final = b"\1"
+"""What the main process sends along with the descriptors, and is sent back by a worker that reads."""
 _DRAIN_S: Final = 10.0
 _MARK_NS: Final = 100_000_000
 _POLICY: Final = struct.Struct("=IIBBB5x")
@@ -318,15 +320,20 @@ def main() -> int:
     # The main process decides when to end; a signal to the whole group must not cut the flush short.
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(ignored, signal.SIG_IGN)
-    descriptor, ring, policies = map(int, sys.argv[1:4])
-    arguments = json.loads(sys.argv[4])
+    arguments = json.loads(sys.argv[2])
     options = WorkerOptions(**{**arguments, "encodings": tuple(arguments["encodings"])})
-    channel = socket.socket(fileno=descriptor)
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    ready, descriptors, _, _ = socket.recv_fds(channel, len(READY), 2)
+    if len(descriptors) != 2:  # the main process has given up
+        return 1
+    ring, policies = descriptors
     # What was imported stays; the collector need not look at it again.
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
-    Worker(channel, RingReader(ring), Map(policies), options).run()
+    worker = Worker(channel, RingReader(ring), Map(policies), options)
+    channel.send(ready)
+    worker.run()
     os.close(ring)
     return 0
 

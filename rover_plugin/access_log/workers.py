@@ -11,32 +11,50 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
+from rover_plugin.access_log.worker import READY
 from rover_plugin.errors import CaptureError
 
 if TYPE_CHECKING:
     from rover_plugin.access_log.worker import WorkerOptions
 
 _RECEIVE_BUFFER: Final = 8 << 20
+_START_S: Final = 20.0
 _SO_RCVBUFFORCE: Final = 33  # root may go beyond net.core.rmem_max
 
 
 class WorkerProcess:
-    """One worker, and our end of its link."""
+    """One worker, and our end of its link. It starts up while the kernel side is built; `begin` gives it its ring."""
 
-    def __init__(self, ring: int, policies: int, options: WorkerOptions) -> None:
+    def __init__(self, options: WorkerOptions) -> None:
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             for buffer in (socket.SO_RCVBUF, _SO_RCVBUFFORCE):
                 with contextlib.suppress(OSError):
                     self.channel.setsockopt(socket.SOL_SOCKET, buffer, _RECEIVE_BUFFER)
             command = [sys.executable, "-m", "rover_plugin.access_log.worker"]
-            arguments = [str(theirs.fileno()), str(ring), str(policies), json.dumps(asdict(options))]
+            arguments = [str(theirs.fileno()), json.dumps(asdict(options))]
             try:
                 self._process = subprocess.Popen(
-                    [*command, *arguments], pass_fds=(theirs.fileno(), ring, policies), stdin=subprocess.DEVNULL
+                    [*command, *arguments], pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL
                 )
             except OSError as error:
                 raise CaptureError(f"cannot start a worker process: {error.strerror}") from error
+
+    def begin(self, ring: int, policies: int) -> None:
+        """Hands over the descriptors of its ring and of the policies, and waits until it reads.
+
+        Raises:
+            CaptureError: it has ended, or does not get that far in time.
+        """
+        self.channel.settimeout(_START_S)
+        try:
+            socket.send_fds(self.channel, [READY], [ring, policies])
+            started = self.channel.recv(len(READY)) == READY
+        except OSError:
+            started = False
+        self.channel.settimeout(None)
+        if not started:
+            raise CaptureError("an access log worker did not start", hint="its last words are above")
 
     @property
     def pid(self) -> int:

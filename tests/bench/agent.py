@@ -5,9 +5,10 @@ As root: `make bench`, or `python tests/bench/agent.py [--scenario NAME]… [--r
 
 Each scenario alternates rounds without and with the agent, so that a machine whose speed drifts slows both alike. In a
 round the server is saturated by wrk, then loaded at a fixed rate by h2load. The server has CPU 0 to itself; load
-generator and agent share CPU 1, so what the server loses is what the kernel side costs it. `lossless` takes pins off
-and looks for the highest rate at which the agent, writing `jsonl`, loses nothing on the CPUs that it shares with server
-and load.
+generator and agent share CPU 1. What the kernel side costs the server is its CPU time for a request at the fixed rate:
+saturated, it also does more with each wake-up the faster the generator is. `lossless` takes pins off and looks for the
+highest rate at which the agent, writing `jsonl`, loses nothing on the CPUs that it shares with server and load.
+`pace` is the time a fixed Python loop takes here and now; figures of runs with another pace do not compare.
 """
 
 from __future__ import annotations
@@ -22,18 +23,19 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import timeit
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.support.agent import Agent, needs_bpf, only_with
+from tests.support.agent import Agent, needs_bpf
 from tests.support.servers import Nginx, tool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CONNECTIONS = 32
-FIXED_RATE = 2000
+FIXED_RATE = 8000
 SERVER_CPU = {0}
 OTHER_CPU = {1}
 
@@ -50,7 +52,7 @@ class Round:
     """One saturated and one fixed-rate run. Times in microseconds."""
 
     requests_per_s: float = 0.0
-    server_us: float = 0.0  # CPU per request, saturated
+    server_us: float = 0.0  # CPU per request at the fixed rate
     p50_us: float = 0.0  # latency at the fixed rate
     p99_us: float = 0.0
     agent_us: float = 0.0  # CPU per exchange that came out, all its processes
@@ -97,8 +99,14 @@ def machine() -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGESIZE") * os.sysconf("SC_PHYS_PAGES"),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "load_average": os.getloadavg()[0],
+        "load_average": round(os.getloadavg()[0], 2),
+        "pace_us": round(pace_us(), 2),
     }
+
+
+def pace_us() -> float:
+    """The least time of a fixed loop: 100 additions."""
+    return min(timeit.repeat("for i in range(100): n += i", "n = 0", number=1000, repeat=50)) * 1000
 
 
 def children(pid: int) -> list[int]:
@@ -177,8 +185,8 @@ def latencies_us(log: Path) -> tuple[float, float]:
 
 @contextlib.contextmanager
 def agent_for(folder: Path, nginx: Nginx, *, pinned: bool) -> Iterator[Agent]:
-    """The agent, watching only this server, writing jsonl that is thrown away."""
-    settings = (only_with(nginx.port), "access_log.jsonl.path=/dev/null")
+    """The agent, watching this server and not its clients, writing jsonl that is thrown away."""
+    settings = (f"process_discovery.local.include=port={nginx.port}", "access_log.jsonl.path=/dev/null")
     with Agent(folder, "jsonl", *settings) as agent:
         if pinned:
             pin(agent.pid, OTHER_CPU)
@@ -191,11 +199,11 @@ def one_round(nginx: Nginx, path: str, seconds: int, folder: Path) -> Round:
     url = nginx.url(path)
     servers = [nginx.pid, *children(nginx.pid)]
     saturate(url, 1)
-    before = cpu_us(servers)
-    requests, result.requests_per_s = saturate(url, seconds)
-    result.server_us = (cpu_us(servers) - before) / requests
+    _, result.requests_per_s = saturate(url, seconds)
     log = folder / "latency.tsv"
-    at_rate(url, FIXED_RATE, seconds, log, OTHER_CPU)
+    before = cpu_us(servers)
+    requests = at_rate(url, FIXED_RATE, seconds, log, OTHER_CPU)
+    result.server_us = (cpu_us(servers) - before) / requests
     result.p50_us, result.p99_us = latencies_us(log)
     return result
 
@@ -315,12 +323,14 @@ def main() -> None:
         report["scenarios"][name] = {"figures": figures, "off": [asdict(each) for each in scenario.off]}
         report["scenarios"][name]["on"] = [asdict(each) for each in scenario.on]
         print(
-            f"{name:<12} off {figures['requests_per_s_off']:>7.0f}/s {figures['server_us_off']:6.1f} us/request"
-            f" | on: throughput x{figures['throughput_ratio']:.3f}, server +{figures['added_us']:.2f} us,"
+            f"{name:<12} off {figures['requests_per_s_off']:>7.0f}/s"
+            f" | on: throughput x{figures['throughput_ratio']:.3f}"
+            f" | at {FIXED_RATE}/s: server +{figures['added_us']:.2f} us to {figures['server_us_off']:.1f},"
             f" p50 x{figures['p50_ratio']:.2f} of {figures['p50_us_off']:.0f} us,"
             f" p99 x{figures['p99_ratio']:.2f} of {figures['p99_us_off']:.0f} us"
             f" | agent {figures['agent_us']:.1f} us/exchange"
-            f" (workers {figures['workers_us']:.1f}, main {figures['main_us']:.1f}), lost {figures['lost']:.0f}",
+            f" (workers {figures['workers_us']:.1f}, main {figures['main_us']:.1f}), lost {figures['lost']:.0f}"
+            f" | pace {pace_us():.2f} us",
             flush=True,
         )
     if "lossless" in wanted:

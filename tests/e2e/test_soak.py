@@ -33,7 +33,8 @@ SECONDS = int(os.environ.get("ROVER_TEST_SOAK_SECONDS", "120"))
 CONNECTIONS_A_SECOND = 200
 PROCESSES_A_SECOND = 10
 # Memory may grow by this much in the second half, all processes of the agent together. What still fills then has a
-# bound (the process feed's history of 8192 changes takes minutes, ended processes are listed for one); a leak of 200 bytes a connection is 2.4 MB a minute.
+# bound: the process feed's history of 8192 changes takes minutes, and ended processes are listed for one. A leak of 200
+# bytes a connection is 2.4 MB a minute.
 MOST_GROWTH = 3 << 20
 # What the rest of the host may have in the maps at any moment: new processes are watched until the feed judges them.
 ELSEWHERE = 128

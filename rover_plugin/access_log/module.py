@@ -15,7 +15,7 @@ from rover_plugin.access_log.options import analysis_options, capture_options, f
 from rover_plugin.access_log.outputs.console import ConsoleOutput
 from rover_plugin.access_log.outputs.jsonl import JsonLinesOutput
 from rover_plugin.access_log.telemetry import AccessLogTelemetry
-from rover_plugin.access_log.worker import WorkerOptions
+from rover_plugin.access_log.worker_options import WorkerOptions
 from rover_plugin.access_log.workers import WorkerProcess
 from rover_plugin.capture.session import Capture, Statistic
 from rover_plugin.discovery.feed_client import FeedClient, FeedState

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from rover_plugin.access_log.hub import Hub
     from rover_plugin.access_log.outputs.base import Output
-    from rover_plugin.access_log.worker import WorkerOptions
+    from rover_plugin.access_log.worker_options import WorkerOptions
     from rover_plugin.access_log.workers import WorkerProcess
     from rover_plugin.capture.session import Capture
     from rover_plugin.discovery.feed_client import FeedClient

@@ -14,186 +14,29 @@ import os
 import resource
 import signal
 import socket
-import struct
 import sys
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
-from rover_plugin.access_log.encoders import make_encoder
-from rover_plugin.access_log.link import PROTOCOLS, ROLES, LinkWriter
-from rover_plugin.access_log.model import Completeness, ProtocolName
+from rover_plugin.access_log.link import LinkWriter
+from rover_plugin.access_log.outbox import Outbox
 from rover_plugin.access_log.schedule import Schedule
 from rover_plugin.access_log.shard import Shard
+from rover_plugin.access_log.worker_options import READY, WorkerOptions
 from rover_plugin.capture.bpf import Map
 from rover_plugin.capture.records import HEADER
 from rover_plugin.capture.ring import RingReader
 
 if TYPE_CHECKING:
-    from rover_plugin.access_log.connection import Connection
-    from rover_plugin.access_log.model import Call, Exchange
     from rover_plugin.access_log.tap import Tap
 
 # Records taken from the ring at a time, so that what was found travels on while a burst lasts.
 _BATCH: Final = 2000
-# Calls that travel inside an exchange; 256 make 25 KB of JSON. Those beyond go alone.
-_CALLS_INSIDE: Final = 256
 _SEND_BUFFER: Final = 4 << 20
 # A ring that fills wakes its reader long before; batches of what has come meanwhile cost less than records one by one.
 _WAIT_S: Final = 0.05
-READY: Final = b"\1"
-"""What the main process sends along with the descriptors, and is sent back by a worker that reads."""
 _DRAIN_S: Final = 10.0
 _MARK_NS: Final = 100_000_000
-_POLICY: Final = struct.Struct("=IIBBB5x")
-_POLICY_SKIP: Final = 1
-_POLICY_NEVER: Final = 2
-_IDENTITY: Final = struct.Struct("=Q")
-
-_ROLE_NUMBERS: Final = {name: number for number, name in enumerate(ROLES)}
-_PROTOCOL_NUMBERS: Final = {name: number for number, name in enumerate(PROTOCOLS)}
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerOptions:
-    """What a worker is told.
-
-    Attributes:
-        encodings: which fragments to make, in the order of their index on the link.
-        queue_size: log messages that may wait for the main process.
-        max_connections: of this shard.
-        exchange_timeout_s: a request unanswered for so long is let go.
-        open_report_s: a stream that stays open is reported each time this has passed.
-        grpc_status_as_http: see `ProtobufEncoder`.
-        record: repeat to the main process what is read, see `tap`.
-    """
-
-    shard: int
-    encodings: tuple[str, ...]
-    queue_size: int
-    max_connections: int
-    exchange_timeout_s: float
-    grpc_status_as_http: bool
-    path_templates: bool = False
-    open_report_s: float = 60.0
-    record: bool = False
-
-
-class Policies(Protocol):
-    """Where capture policies are written: a BPF map."""
-
-    def set(self, key: bytes, value: bytes) -> None:
-        """Sets the policy of the connection `key`."""
-
-    def delete(self, key: bytes) -> bool:
-        """Forgets it; False if there was none."""
-
-
-class Outbox:
-    """A shard's sink that encodes and hands on over the link, at each `hand_over`.
-
-    What is found in a batch of records waits until the whole batch is analysed: two loops, each with its own code and
-    data in the caches, take a quarter less time than one that does everything for each record (measured).
-
-    Attributes:
-        filtered: by encoding index and reason, exchanges of which an encoder makes no protocol log.
-    """
-
-    def __init__(self, link: LinkWriter, policies: Policies, options: WorkerOptions) -> None:
-        self._link = link
-        self._policies = policies
-        self._encoders = [
-            make_encoder(encoding, grpc_status_as_http=options.grpc_status_as_http) for encoding in options.encodings
-        ]
-        self._policy_state: dict[int, list[int]] = {}
-        self.filtered: list[dict[str, int]] = [{} for _ in options.encodings]
-        self._found: list[tuple[Connection, Exchange | list[Call] | None]] = []
-        self._template = None
-        if options.path_templates:
-            from rover_plugin.access_log.protocols.path_template import template  # noqa: PLC0415 optional
-
-            self._template = template
-
-    def opened(self, connection: Connection) -> None:
-        """Tells the main process at once: the other end, if it is ours too, may be waiting for a name."""
-        self._tell(connection)
-
-    def exchange(self, connection: Connection, exchange: Exchange) -> None:
-        """Takes one exchange."""
-        self._found.append((connection, exchange))
-
-    def calls(self, connection: Connection, calls: list[Call]) -> None:
-        """Takes stand-alone calls."""
-        self._found.append((connection, calls))
-
-    def gone(self, connection: Connection) -> None:
-        """Will tell the main process to forget the connection."""
-        self._found.append((connection, None))
-
-    def hand_over(self) -> None:
-        """Encodes what was found since the last time, for every output, and puts it on the link."""
-        found, self._found = self._found, []
-        for connection, what in found:
-            if what is None:
-                self._gone(connection)
-            elif isinstance(what, list):
-                self._calls(connection, what)
-            else:
-                self._exchange(connection, what)
-
-    def _exchange(self, connection: Connection, exchange: Exchange) -> None:
-        self._tell(connection)
-        if self._template is not None and exchange.path is not None:
-            exchange.path = self._template(exchange.path)
-        if len(exchange.calls) > _CALLS_INSIDE:
-            # A long transfer's calls, all in one message, would be more than a link or the backend takes.
-            surplus, exchange.calls[_CALLS_INSIDE:] = exchange.calls[_CALLS_INSIDE:], ()
-            self._calls(connection, surplus)
-        for index, encoder in enumerate(self._encoders):
-            fragment, protocol_logs = encoder.exchange(exchange)
-            if fragment:
-                self._link.fragment(connection.id, index, len(exchange.calls), protocol_logs, fragment)
-            if not protocol_logs:
-                reason = "still_open" if exchange.completeness is Completeness.OPEN else "no_status"
-                filtered = self.filtered[index]
-                filtered[reason] = filtered.get(reason, 0) + 1
-
-    def _calls(self, connection: Connection, calls: list[Call]) -> None:
-        self._tell(connection)
-        for index, encoder in enumerate(self._encoders):
-            for fragment, kernel_logs in encoder.calls(calls):
-                self._link.fragment(connection.id, index, kernel_logs, 0, fragment)
-
-    def _gone(self, connection: Connection) -> None:
-        if connection.told:
-            self._link.gone(connection.id)
-        if self._policy_state.pop(connection.id, None) is not None:
-            self._policies.delete(_IDENTITY.pack(connection.id))
-
-    def set_clock(self, offset_ns: int) -> None:
-        """Wall clock minus CLOCK_MONOTONIC, for encodings with wall-clock times."""
-        for encoder in self._encoders:
-            encoder.set_clock(offset_ns)
-
-    def policy(self, connection: Connection, direction: int, until: int, *, never: bool) -> None:
-        """Writes the connection's capture policy for the kernel side."""
-        state = self._policy_state.setdefault(connection.id, [0, 0, 0, 0])
-        state[direction] = until
-        state[2 + direction] = _POLICY_NEVER if never else _POLICY_SKIP
-        frames = connection.conversation.protocol is ProtocolName.HTTP2
-        self._policies.set(_IDENTITY.pack(connection.id), _POLICY.pack(*state, frames))
-
-    def _tell(self, connection: Connection) -> None:
-        conversation = connection.conversation
-        facts = (connection.tgid, conversation.role, conversation.protocol, conversation.tls)
-        if facts != connection.told:
-            connection.told = facts
-            self._link.connection(
-                connection,
-                _ROLE_NUMBERS[conversation.role],
-                _PROTOCOL_NUMBERS[conversation.protocol],
-                tls=conversation.tls,
-            )
 
 
 def clock_offset_ns() -> int:

@@ -11,11 +11,11 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
-from rover_plugin.access_log.worker import READY
+from rover_plugin.access_log.worker_options import READY
 from rover_plugin.errors import CaptureError
 
 if TYPE_CHECKING:
-    from rover_plugin.access_log.worker import WorkerOptions
+    from rover_plugin.access_log.worker_options import WorkerOptions
 
 _RECEIVE_BUFFER: Final = 8 << 20
 _START_S: Final = 20.0

@@ -17,11 +17,12 @@ from pathlib import Path
 
 from rover_plugin.access_log.link import LinkWriter
 from rover_plugin.access_log.model import Direction
+from rover_plugin.access_log.outbox import Outbox
 from rover_plugin.access_log.outputs.jsonl import JsonLinesOutput
 from rover_plugin.access_log.replay import replay
 from rover_plugin.access_log.schedule import Schedule
 from rover_plugin.access_log.shard import Shard
-from rover_plugin.access_log.worker import Outbox, WorkerOptions
+from rover_plugin.access_log.worker_options import WorkerOptions
 from rover_plugin.capture.recording import Batch, RecordingReader, RecordingWriter
 from rover_plugin.discovery.table import Added
 from rover_plugin.telemetry.counters import Counters

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from rover_plugin.access_log.address_book import AddressBook
 from rover_plugin.access_log.link import LinkWriter
+from rover_plugin.access_log.outbox import Outbox
 from rover_plugin.access_log.resolver import FOREVER_NS, Resolver
 from rover_plugin.access_log.shard import Shard
-from rover_plugin.access_log.worker import Outbox, WorkerOptions, shard_counts
+from rover_plugin.access_log.worker import shard_counts
+from rover_plugin.access_log.worker_options import WorkerOptions
 from rover_plugin.discovery.table import Added
 from rover_plugin.telemetry.counters import Counters
 from rover_plugin.telemetry.ledger import Logs, Standing, standing

@@ -14,7 +14,8 @@ from rover_plugin.access_log.hub import Hub
 from rover_plugin.access_log.link import ConnectionFacts, Item, read_items
 from rover_plugin.access_log.model import Direction
 from rover_plugin.access_log.resolver import Resolver
-from rover_plugin.access_log.worker import Worker, WorkerOptions
+from rover_plugin.access_log.worker import Worker
+from rover_plugin.access_log.worker_options import WorkerOptions
 from rover_plugin.discovery.model import ProcessKey
 from rover_plugin.discovery.table import Added, Removed
 from rover_plugin.telemetry.counters import Counters

@@ -34,7 +34,7 @@ def test_a_killed_backend_costs_only_what_is_counted(tmp_path: Path, nginx: Ngin
             f"access_log.spool.max_bytes={SPOOL}",
         )
         with Agent(tmp_path, "skywalking", *settings) as agent:
-            command = [tool("h2load"), "--h1", "--rps=100", "-c8", "-t1", f"-D{OUTAGE_S + 20}", nginx.url()]
+            command = [tool("h2load"), "--h1", "--rps=100", "-c8", "-t1", f"-n{800 * (OUTAGE_S + 20)}", nginx.url()]
             load = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
             oap.wait_for(lambda: oap.tally.protocol > 1000)
             before = _rss(agent.pid)

@@ -67,7 +67,7 @@ def test_memory_and_maps_stay_flat_under_churn(tmp_path: Path, nginx: Nginx) -> 
     counter.start()
     settings = (
         f"access_log.jsonl.path={pipe}",
-        f"process_discovery.local.include=port={nginx.port},cmdline~=tests.support.churn",
+        f"process_discovery.local.include=port={nginx.port},cmdline~=tests[.]support[.]churn.*\\b{nginx.port}\\b",
         "telemetry.listen=127.0.0.1:0",
     )
     with Agent(tmp_path, "jsonl", *settings) as agent:

@@ -32,6 +32,7 @@ def test_a_killed_backend_costs_only_what_is_counted(tmp_path: Path, nginx: Ngin
             only_with(nginx.port),
             f"access_log.flush.period={FLUSH_S}s",
             f"access_log.spool.max_bytes={SPOOL}",
+            "access_log.protocol_analyze.per_cpu_buffer=4MB",
         )
         with Agent(tmp_path, "skywalking", *settings) as agent:
             command = [tool("h2load"), "--h1", "--rps=100", "-c8", "-t1", f"-n{800 * (OUTAGE_S + 20)}", nginx.url()]

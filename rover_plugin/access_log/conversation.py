@@ -42,6 +42,7 @@ class Conversation:
         "_analyzer",
         "_detector",
         "_late_join",
+        "_missed",
         "_requests",
         "_waiting",
         "deaf",
@@ -62,6 +63,7 @@ class Conversation:
         self.tls = False
         self.deaf = False
         self._late_join = role is Role.UNKNOWN
+        self._missed = False  # something that was said before the protocol was known cannot be given to its analyser
         self._requests: int = _REQUEST_DIRECTION.get(role, -1)
         self._analyzer: Analyzer | None = None
         self._detector: Detector | None = Detector()
@@ -88,7 +90,7 @@ class Conversation:
             if self._waiting:
                 self._wait((direction, None, b"", size))
             else:
-                self._late_join = True
+                self._late_join = self._missed = True
             return
         try:
             analyzer.gap(Side.REQUEST if direction == self._requests else Side.RESPONSE, size, recorded=recorded)
@@ -150,6 +152,8 @@ class Conversation:
             self._wait((direction, call, data, unseen))
             return
         begun = [self._detector.begun(Direction.INGRESS), self._detector.begun(Direction.EGRESS)]
+        if self._detector.from_start and not self._missed and any(item[0] != direction for item in self._waiting):
+            self._late_join = False  # met before anything was said
         self._decide(verdict)
         if self._analyzer is None:
             self._let_go()
@@ -178,7 +182,7 @@ class Conversation:
     def _wait(self, item: _Waiting) -> None:
         self._waiting.append(item)
         if len(self._waiting) > _MAX_UNDECIDED:
-            self._late_join = True
+            self._late_join = self._missed = True
             self._let_go()
 
     def _again(self, direction: int, call: Call | None, data: bytes, unseen: int) -> None:

@@ -61,7 +61,7 @@ class _Doubt(Enum):
 class _Way:
     """One direction's state."""
 
-    __slots__ = ("calls", "pending", "pending_calls", "size", "strange")
+    __slots__ = ("calls", "pending", "pending_calls", "prefaced", "size", "strange")
 
     def __init__(self) -> None:
         self.calls = 0
@@ -69,15 +69,23 @@ class _Way:
         self.pending_calls = 0
         self.strange = 0  # turns in a row that began with nothing we know
         self.pending = b""
+        self.prefaced = False  # what was found begins with HTTP/2's preface
 
 
 class Detector:
-    """Finds out what one connection speaks. Keeps at most 2 KB of each direction; no bytes make it raise."""
+    """Finds out what one connection speaks. Keeps at most 2 KB of each direction; no bytes make it raise.
 
-    __slots__ = ("_speaking", "_tls_hints", "_ways", "verdict")
+    Attributes:
+        verdict: what it speaks, `None` while undecided.
+        from_start: the preface was the first that the client said, so all that was fed of either side is HTTP/2, from
+            its first byte on.
+    """
+
+    __slots__ = ("_speaking", "_tls_hints", "_ways", "from_start", "verdict")
 
     def __init__(self) -> None:
         self.verdict: Verdict | None = None
+        self.from_start = False
         self._ways = (_Way(), _Way())
         self._tls_hints = 0
         self._speaking: Direction | None = None
@@ -100,6 +108,8 @@ class Detector:
         if self.verdict is not None and self.verdict.protocol is not ProtocolName.TCP:
             return self.verdict
         way = self._ways[direction]
+        if not data and not unseen:
+            return self.verdict
         way.calls += 1
         way.size += len(data) + unseen
         found = self._look(way, direction, data, unseen)
@@ -110,6 +120,10 @@ class Detector:
         self._speaking = direction
         if isinstance(found, Verdict):
             self.verdict = found
+            if found.protocol is ProtocolName.HTTP2 and way.prefaced and way.pending_calls == way.calls:
+                self.from_start = True
+                other = self._ways[1 - direction]
+                other.pending_calls = other.calls
         elif self.verdict is None and self._seen_enough():
             self.verdict = Verdict(ProtocolName.TCP)
         return self.verdict
@@ -134,6 +148,7 @@ class Detector:
                 return Verdict(ProtocolName.TLS)
         if isinstance(found, Verdict):
             way.pending_calls += 1
+            way.prefaced = joined.lstrip(b"\r\n").startswith(PREFACE)
         elif found is not _Doubt.NO and not unseen and len(joined) <= _MAX_PENDING:
             way.pending = joined
             way.pending_calls += 1

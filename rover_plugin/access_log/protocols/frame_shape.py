@@ -54,6 +54,11 @@ _TYPES: dict[int, tuple[int, bool | None]] = {
 }
 _EXACT_SIZES = {0x2: 5, 0x3: 4, 0x6: 8, 0x8: 4}
 
+# Lowest and highest value of ENABLE_PUSH, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE (RFC 9113 §6.5.2) and
+# ENABLE_CONNECT_PROTOCOL (RFC 8441 §3). Stacks add identifiers of their own: gRPC's C core sends 0xFE03.
+_SETTING_VALUES = {0x2: (0, 1), 0x4: (0, 0x7FFFFFFF), 0x5: (16_384, 0xFFFFFF), 0x8: (0, 1)}
+_ANY_VALUE = (0, 0xFFFFFFFF)
+
 
 def judge_frames(data: bytes, unseen: int = 0) -> Speaker:
     """Who sent these frames, if they are frames.
@@ -109,11 +114,12 @@ def _valid(length: int, kind: int, flags: int, stream: int, payload: bytes) -> b
 
 
 def _valid_settings(payload: bytes) -> bool:
-    """Identifiers are small numbers (RFC 9113 §6.5.2), or one of GREASE's (0x?A?A, RFC 8701 style)."""
-    identifiers = (payload[at : at + 2] for at in range(0, len(payload) - 1, 6))
-    return all(
-        (name[0] == 0 and 0 < name[1] <= 0x10) or (name[0] & 0x0F == name[1] & 0x0F == 0x0A) for name in identifiers
-    )
+    """Values are those a sender may choose (RFC 9113 §6.5.2); identifiers nobody knows are ignored, as receivers do."""
+    for at in range(0, len(payload) - 5, 6):
+        lowest, highest = _SETTING_VALUES.get(int.from_bytes(payload[at : at + 2]), _ANY_VALUE)
+        if not lowest <= int.from_bytes(payload[at + 2 : at + 6]) <= highest:
+            return False
+    return True
 
 
 def _judge_headers(payload: bytes, flags: int) -> Speaker:

@@ -265,6 +265,9 @@ class Http2Analyzer:
         if self._joined and not self._response.started:
             self._response.from_start()
             self._uncertain = False
+            # A server may send its SETTINGS before it reads anything, and they may be what was missed (§3.4).
+            direction.decoder.allowed = None
+            direction.max_head = frames.LARGEST_FRAME_SIZE << 8 | 0xFF
         if self._joined:
             self._joined = False
             self._requests_from = 0
@@ -344,7 +347,8 @@ class Http2Analyzer:
             kind = head & 0xFF
             if stream_id > 0x7FFFFFFF:  # the reserved bit is ignored (§4.1)
                 stream_id &= 0x7FFFFFFF
-            if head > max_head:
+            # The SETTINGS that allow a large frame may have been written by a thread whose record comes later.
+            if head > max_head and (kind or stream_id not in streams):
                 return self._bad_frame(direction, data, at, "frame_size", claimed=claimed)
             if kind == 0:  # DATA
                 body = end - start

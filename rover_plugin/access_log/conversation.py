@@ -10,19 +10,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from rover_plugin.access_log.model import Call, Direction, Exchange, ProtocolName, Role, Side
+from rover_plugin.access_log.protocols.analyzer import Framing
 from rover_plugin.access_log.protocols.detect import Detector, Verdict, proxy_header_size
 from rover_plugin.access_log.protocols.http1 import Http1Analyzer
 from rover_plugin.access_log.protocols.http2.analyzer import Http2Analyzer
 
 if TYPE_CHECKING:
-    from rover_plugin.access_log.protocols.analyzer import Analyzer, Handover
+    from collections.abc import Sequence
+
+    from rover_plugin.access_log.protocols.analyzer import Analyzer, Handover, Part
 
 # Calls that wait while nobody knows what is spoken; beyond it they are let go and detection goes on without them.
 _MAX_UNDECIDED: Final = 32
 _REQUEST_DIRECTION: Final = {Role.CLIENT: Direction.EGRESS, Role.SERVER: Direction.INGRESS}
 
-# (direction, call or None for a gap, data, unseen bytes)
-_Waiting = tuple[int, Call | None, bytes, int]
+# (direction, call or None for a gap, data, unseen bytes, what follows in the call)
+_Waiting = tuple[int, Call | None, bytes, int, "Sequence[Part]"]
 
 
 class Conversation:
@@ -69,14 +72,14 @@ class Conversation:
         self._detector: Detector | None = Detector()
         self._waiting: list[_Waiting] = []
 
-    def receive(self, direction: int, call: Call, data: bytes, unseen: int) -> None:
-        """Takes one call's bytes: `data`, then `unseen` more that were not captured."""
+    def receive(self, direction: int, call: Call, data: bytes, unseen: int, parts: Sequence[Part] = ()) -> None:
+        """Takes one call's bytes: `data`, then `unseen` more that were not captured, then those of `parts`."""
         analyzer = self._analyzer
         if analyzer is None:
-            self._undecided(direction, call, data, unseen)
+            self._undecided(direction, call, data, unseen, parts)
             return
         try:
-            analyzer.receive(Side.REQUEST if direction == self._requests else Side.RESPONSE, call, data, unseen)
+            analyzer.receive(Side.REQUEST if direction == self._requests else Side.RESPONSE, call, data, unseen, parts)
         except Exception:  # noqa: BLE001 one bad connection never affects another
             self._contain(analyzer, call)
             return
@@ -88,7 +91,7 @@ class Conversation:
         analyzer = self._analyzer
         if analyzer is None:
             if self._waiting:
-                self._wait((direction, None, b"", size))
+                self._wait((direction, None, b"", size, ()))
             else:
                 self._late_join = self._missed = True
             return
@@ -106,6 +109,12 @@ class Conversation:
         if self._analyzer is None:
             return 0
         return self._analyzer.unneeded(Side.REQUEST if direction == self._requests else Side.RESPONSE)
+
+    def framing(self, direction: int) -> Framing:
+        """What comes after the `unneeded` bytes of this direction."""
+        if self._analyzer is None:
+            return Framing.UNKNOWN
+        return self._analyzer.framing(Side.REQUEST if direction == self._requests else Side.RESPONSE)
 
     def expire(self, before_ns: int) -> None:
         """Lets go of requests that nothing answered and that stopped moving before `before_ns`."""
@@ -141,15 +150,17 @@ class Conversation:
 
     # -- finding out --
 
-    def _undecided(self, direction: int, call: Call, data: bytes, unseen: int) -> None:
+    def _undecided(self, direction: int, call: Call, data: bytes, unseen: int, parts: Sequence[Part]) -> None:
         if self._detector is None:
             self.loose.append(call)
             return
         if data[:1] in {b"P", b"\r"} and (skipped := proxy_header_size(data)):
             data = data[skipped:]
-        verdict = self._detector.feed(Direction(direction), data, unseen)
+        verdict = self._detector.feed(
+            Direction(direction), data, unseen + sum(len(part.data) + part.unseen for part in parts)
+        )
         if verdict is None:
-            self._wait((direction, call, data, unseen))
+            self._wait((direction, call, data, unseen, parts))
             return
         begun = [self._detector.begun(Direction.INGRESS), self._detector.begun(Direction.EGRESS)]
         if self._detector.from_start and not self._missed and any(item[0] != direction for item in self._waiting):
@@ -159,7 +170,7 @@ class Conversation:
             self._let_go()
             self.loose.append(call)
             return
-        self._waiting.append((direction, call, data, unseen))
+        self._waiting.append((direction, call, data, unseen, parts))
         for item in self._without_prelude(begun):
             self._again(*item)
 
@@ -185,12 +196,12 @@ class Conversation:
             self._late_join = self._missed = True
             self._let_go()
 
-    def _again(self, direction: int, call: Call | None, data: bytes, unseen: int) -> None:
+    def _again(self, direction: int, call: Call | None, data: bytes, unseen: int, parts: Sequence[Part]) -> None:
         # Through the front door: an item may be the one that changes the protocol.
         if call is None:
             self.gap(direction, unseen)
         else:
-            self.receive(direction, call, data, unseen)
+            self.receive(direction, call, data, unseen, parts)
 
     def _decide(self, verdict: Verdict) -> None:
         self.protocol = verdict.protocol
@@ -258,7 +269,7 @@ class Conversation:
             self._analyzer = self._http2(handover.upgraded)
             for piece in handover.rest:
                 direction = self._requests if piece.side is Side.REQUEST else 1 - self._requests
-                self.receive(direction, piece.call, piece.data, piece.unseen)
+                self.receive(direction, piece.call, piece.data, piece.unseen, piece.parts)
         else:
             # A tunnel: what is inside is not between these two.
             self._stop_listening()

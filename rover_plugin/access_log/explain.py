@@ -31,10 +31,11 @@ from rover_plugin.discovery.table import Removed
 from rover_plugin.errors import UnknownConnectionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from rover_plugin.access_log.connection import Connection
     from rover_plugin.access_log.model import Call, Exchange
+    from rover_plugin.access_log.protocols.analyzer import Part
     from rover_plugin.capture.recording import RecordingHeader, RecordingReader
 
 _DIRECTIONS: Final = {Direction.INGRESS: "in", Direction.EGRESS: "out"}
@@ -111,11 +112,11 @@ class _Watched(Conversation):
         self.story: Story | None = None
         self.listener: _Listener | None = None
 
-    def receive(self, direction: int, call: Call, data: bytes, unseen: int) -> None:
+    def receive(self, direction: int, call: Call, data: bytes, unseen: int, parts: Sequence[Part] = ()) -> None:
         """See `Conversation.receive`."""
         if self.listener is not None:
             self.listener.receives(call)
-        super().receive(direction, call, data, unseen)
+        super().receive(direction, call, data, unseen, parts)
 
     def gap(self, direction: int, size: int, *, recorded: bool = False) -> None:
         """See `Conversation.gap`."""

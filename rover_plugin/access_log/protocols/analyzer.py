@@ -12,10 +12,39 @@ message can be recognised.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rover_plugin.access_log.model import Call, Exchange, ProtocolName, Side
+
+
+class Framing(IntEnum):
+    """What a side's next byte is once the bytes that need not be copied have passed."""
+
+    UNKNOWN = 0
+    HEAD = 1  # the first of an HTTP/1 message
+    CHUNK = 2  # the CRLF after a chunk's content
+    FRAME = 3  # the first of an HTTP/2 frame header
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What follows in a call of which the kernel side copied the framing alone: `data`, then `unseen` uncopied bytes.
+
+    Attributes:
+        content: how many of the `unseen` bytes are content of chunks; the others are whole lines and line ends.
+            They begin within a chunk or where one may begin, and end within one or right after its content. -1: nobody
+            has looked into them.
+        left: where `content` is known: bytes of the last chunk's content that are still to come.
+    """
+
+    data: bytes
+    unseen: int
+    content: int = -1
+    left: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +55,12 @@ class Piece:
     call: Call
     data: bytes
     unseen: int
+    parts: Sequence[Part] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes that were copied."""
+        return len(self.data) + sum(len(part.data) for part in self.parts)
 
 
 @dataclass(slots=True)
@@ -64,8 +99,11 @@ class Analyzer(Protocol):
     handover: Handover | None
     errors: dict[str, int]
 
-    def receive(self, side: Side, call: Call, data: bytes, unseen: int) -> None:
-        """Takes one call's bytes: `data` was captured and is followed by `unseen` bytes that were not copied."""
+    def receive(self, side: Side, call: Call, data: bytes, unseen: int, parts: Sequence[Part] = ()) -> None:
+        """Takes one call's bytes: `data` was captured and is followed by `unseen` bytes that were not copied.
+
+        Then come the bytes of `parts`, in order. All together are `call.size` bytes, less those told by `gap` before.
+        """
 
     def gap(self, side: Side, size: int, *, recorded: bool = False) -> None:
         """Bytes of this side moved with no record at all (lost records, sendfile); -1: nobody knows how many.
@@ -84,3 +122,6 @@ class Analyzer(Protocol):
 
     def unneeded(self, side: Side) -> int:
         """Capture policy: how many of this side's next bytes need not be copied; 0 = all needed, -1 = none, ever."""
+
+    def framing(self, side: Side) -> Framing:
+        """What comes after the `unneeded` bytes: the kernel side can go on from there by itself."""

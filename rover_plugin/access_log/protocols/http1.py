@@ -26,7 +26,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from rover_plugin.access_log.model import Call, Completeness, Exchange, Operation, ProtocolName, Side
-from rover_plugin.access_log.protocols.analyzer import Handover, Piece
+from rover_plugin.access_log.protocols.analyzer import Framing, Handover, Piece
 from rover_plugin.access_log.protocols.http1_head import (
     CHUNKED,
     PREFACE_LINE,
@@ -43,6 +43,9 @@ from rover_plugin.access_log.protocols.http1_head import (
 from rover_plugin.access_log.protocols.http1_pairing import Pairing
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rover_plugin.access_log.protocols.analyzer import Part
     from rover_plugin.access_log.protocols.http1_head import RequestHead
 
 MAX_HEAD = 65_536
@@ -80,6 +83,8 @@ _PARKED = 9  # of a request, or of a tunnel: the answer to the last request will
 _DONE = 10  # not HTTP/1's any more
 
 _COUNTED = frozenset((_LENGTH, _CHUNK_DATA, _CHUNK_END))
+_IN_CHUNKS = frozenset((_CHUNK_DATA, _CHUNK_END, _CHUNK_SIZE))
+_FRAMING = {_LENGTH: Framing.HEAD, _CHUNK_DATA: Framing.CHUNK}
 
 
 class _Half:
@@ -123,25 +128,42 @@ class Http1Analyzer:
         self._fresh = False  # the present call is in nobody's list yet
         self._unseen = 0  # bytes of the present call that follow those that were copied
 
-    def receive(self, side: Side, call: Call, data: bytes, unseen: int) -> None:
+    def receive(self, side: Side, call: Call, data: bytes, unseen: int, parts: Sequence[Part] = ()) -> None:
         """See `Analyzer.receive`."""
         if side:
             half = self._response
             self._pairing.latest_response = call
-            if half.state == _START and not unseen and self._whole_response(call, data):
+            if half.state == _START and not unseen and not parts and self._whole_response(call, data):
                 return
         else:
             half = self._request
             self._pairing.latest_request = call
-            if half.state == _START and not unseen and self._whole_request(call, data):
+            if half.state == _START and not unseen and not parts and self._whole_request(call, data):
                 return
         self._fresh = True
         self._unseen = unseen
+        for part in parts:
+            self._unseen += len(part.data) + part.unseen
         if half.state >= _LENGTH:
             self._own_continued(half, call, data)
         elif half.state == _HEAD:
             half.calls.append(call)
             self._fresh = False
+        self._take_bytes(half, call, data, unseen, parts)
+        for index, part in enumerate(parts, 1):
+            if half.state >= _PARKED:  # and so is the rest of the call
+                break
+            self._unseen -= unseen + len(part.data)
+            unseen = part.unseen
+            self._take_bytes(half, call, part.data, unseen, parts[index:], part)
+        if self._fresh:
+            self._fresh = False
+            self.loose.append(call)
+
+    def _take_bytes(
+        self, half: _Half, call: Call, data: bytes, unseen: int, parts: Sequence[Part], chunks: Part | None = None
+    ) -> None:
+        """Takes bytes of a call: those of `chunks`, or its first; `parts` follow."""
         size = len(data)
         position = 0
         while position < size:
@@ -162,12 +184,12 @@ class Http1Analyzer:
             else:
                 break
         if half.state >= _PARKED:
-            self._set_aside(half, call, data[position:], unseen)
+            self._set_aside(half, Piece(half.side, call, data[position:], unseen, parts))
         elif unseen:
-            self._skip(half, unseen, _TRUNCATED)
-        if self._fresh:
-            self._fresh = False
-            self.loose.append(call)
+            if chunks is not None and chunks.content >= 0:
+                self._pass_chunks(half, chunks)
+            else:
+                self._skip(half, unseen, _TRUNCATED)
 
     def gap(self, side: Side, size: int, *, recorded: bool = False) -> None:
         """See `Analyzer.gap`."""
@@ -206,6 +228,11 @@ class Http1Analyzer:
         if half.state == _DONE or (half.state == _UNTIL_CLOSE and half.exchange and half.exchange.method is not None):
             return -1
         return 0
+
+    def framing(self, side: Side) -> Framing:
+        """See `Analyzer.framing`."""
+        half = self._response if side else self._request
+        return _FRAMING.get(half.state, Framing.UNKNOWN) if self.unneeded(side) > 0 else Framing.UNKNOWN
 
     # Nearly all traffic: a call that carries one whole message, when nothing else is under way. These two do what the
     # general way does, in three quarters of its time; whatever is unusual, they leave to it.
@@ -687,6 +714,15 @@ class Http1Analyzer:
             if half.remaining == 0:
                 self._end_content(half)
 
+    def _pass_chunks(self, half: _Half, part: Part) -> None:
+        """Passes over chunks that the kernel side has walked through."""
+        if half.state not in _IN_CHUNKS or half.buffer:
+            self._lose(half, _TRUNCATED, "http1_bad_chunk_size")
+            return
+        _add_content(half, part.content)
+        half.state = _CHUNK_DATA if part.left else _CHUNK_END
+        half.remaining = part.left or 2
+
     def _lose(self, half: _Half, label: Completeness, reason: str = "") -> None:
         """Nothing more is known of this side until a call begins with a start line."""
         if reason:
@@ -750,14 +786,14 @@ class Http1Analyzer:
         self.handover = Handover(ProtocolName.HTTP2, rest)
         return start
 
-    def _set_aside(self, half: _Half, call: Call, data: bytes, unseen: int) -> None:
+    def _set_aside(self, half: _Half, piece: Piece) -> None:
         """Keeps bytes for whoever is to have them, together with their call."""
-        if not data and not unseen:
+        call = piece.call
+        if not piece.data and not piece.unseen and not piece.parts:
             return
-        piece = Piece(half.side, call, data, unseen)
         if half.state == _PARKED:
-            held = sum(len(parked.data) for parked in self._parked)
-            if self._fresh and len(self._parked) < _MAX_PARKED_CALLS and held + len(data) <= _MAX_PARKED:
+            held = sum(parked.size for parked in self._parked)
+            if self._fresh and len(self._parked) < _MAX_PARKED_CALLS and held + piece.size <= _MAX_PARKED:
                 self._parked.append(piece)
                 self._fresh = False
             else:
@@ -783,7 +819,7 @@ class Http1Analyzer:
             self.loose += [piece.call for piece in parked]
             return
         for piece in parked:
-            self.receive(piece.side, piece.call, piece.data, piece.unseen)
+            self.receive(piece.side, piece.call, piece.data, piece.unseen, piece.parts)
 
 
 def _add_content(half: _Half, size: int) -> None:

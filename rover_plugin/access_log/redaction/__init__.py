@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from rover_plugin.access_log.conversation import Conversation
+from rover_plugin.access_log.protocols.analyzer import Part
 from rover_plugin.access_log.redaction.http1 import Http1Redactor
 from rover_plugin.access_log.redaction.http2 import Http2Redactor
 from rover_plugin.access_log.redaction.pieces import RecordedCall
@@ -28,7 +29,7 @@ from rover_plugin.capture.records import CALL, HEADER, RecordKind
 from rover_plugin.discovery.table import Added, Removed, Updated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from rover_plugin.access_log.connection import Connection
     from rover_plugin.access_log.model import Call, Exchange, Role
@@ -55,8 +56,17 @@ class RedactingConversation(Conversation):
         super().__init__(role)
         self._outs = outs
 
-    def receive(self, direction: int, call: Call, data: bytes, unseen: int) -> None:
-        """See `Conversation.receive`."""
+    def receive(self, direction: int, call: Call, data: bytes, unseen: int, parts: Sequence[Part] = ()) -> None:
+        """See `Conversation.receive`; each part is taken as a call of its own, with its own output."""
+        self._receive(direction, call, data, unseen)
+        for part in parts:
+            if part.content >= 0:
+                self._receive(direction, call, b"", 0, (Part(b"", part.unseen, part.content, part.left),))
+                self._receive(direction, call, part.data, 0)
+            else:
+                self._receive(direction, call, part.data, part.unseen)
+
+    def _receive(self, direction: int, call: Call, data: bytes, unseen: int, parts: Sequence[Part] = ()) -> None:
         if not isinstance(call, RecordedCall):  # one is, when it is taken up again after it had to wait
             out = bytearray(len(data))
             self._outs.append(out)
@@ -70,7 +80,7 @@ class RedactingConversation(Conversation):
                 opposite=call.opposite,
                 out=out,
             )
-        super().receive(direction, call, data, unseen)
+        super().receive(direction, call, data, unseen, parts)
 
     def _http1(self) -> Analyzer:
         return Http1Redactor(late_join=self._late_join)

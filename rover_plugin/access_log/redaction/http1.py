@@ -15,7 +15,10 @@ from rover_plugin.access_log.protocols.http1_head import parse_request, parse_re
 from rover_plugin.access_log.redaction.pieces import Piece, fill, place, spread
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rover_plugin.access_log.model import Call, Completeness
+    from rover_plugin.access_log.protocols.analyzer import Part
     from rover_plugin.access_log.protocols.http1 import _Half
 
 _LF: Final = 10
@@ -45,10 +48,10 @@ class Http1Redactor(Http1Analyzer):
         # Where the bytes of a header section, chunk-size line or trailer line in progress are, by side.
         self._pieces: tuple[list[Piece], list[Piece]] = ([], [])
 
-    def receive(self, side: Side, call: Call, data: bytes, unseen: int) -> None:
+    def receive(self, side: Side, call: Call, data: bytes, unseen: int, parts: Sequence[Part] = ()) -> None:
         """See `Analyzer.receive`."""
         outer, self._call = self._call, call  # parked bytes are received while others are
-        super().receive(side, call, data, unseen)
+        super().receive(side, call, data, unseen, parts)
         self._call = outer
 
     def _whole_request(self, call: Call, data: bytes) -> bool:  # noqa: ARG002 every step is to be seen

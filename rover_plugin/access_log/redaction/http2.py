@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from rover_plugin.access_log.model import Call, Exchange, ProtocolName, Side
+from rover_plugin.access_log.protocols.analyzer import Framing
 from rover_plugin.access_log.protocols.http2 import frames
 from rover_plugin.access_log.protocols.http2.analyzer import MAX_HEADER_BLOCK
 from rover_plugin.access_log.protocols.http2.half import LARGEST_SOUGHT_FRAME
@@ -19,7 +20,9 @@ from rover_plugin.access_log.redaction.hpack import redact_block
 from rover_plugin.access_log.redaction.pieces import Piece, part, place, spread
 
 if TYPE_CHECKING:
-    from rover_plugin.access_log.protocols.analyzer import Handover
+    from collections.abc import Sequence
+
+    from rover_plugin.access_log.protocols.analyzer import Handover, Part
 
 _SIZE: Final = frames.FRAME_HEADER_SIZE
 # Kinds without any text in them.
@@ -42,10 +45,12 @@ class Http2Redactor:
         if late_join:
             self._halves[Side.RESPONSE].seek()
 
-    def receive(self, side: Side, call: Call, data: bytes, unseen: int) -> None:
-        """See `Analyzer.receive`."""
+    def receive(self, side: Side, call: Call, data: bytes, unseen: int, parts: Sequence[Part] = ()) -> None:
+        """See `Analyzer.receive`; `RedactingConversation` gives each part as a call of its own."""
         self.loose.append(call)
         self._halves[side].receive(call, data, unseen)
+        for part_ in parts:
+            self._halves[side].pass_over(len(part_.data) + part_.unseen)
 
     def gap(self, side: Side, size: int, *, recorded: bool = False) -> None:  # noqa: ARG002 zeroed either way
         """See `Analyzer.gap`."""
@@ -60,6 +65,10 @@ class Http2Redactor:
     def unneeded(self, side: Side) -> int:  # noqa: ARG002 the seam's signature
         """Everything is to be recorded."""
         return 0
+
+    def framing(self, side: Side) -> Framing:  # noqa: ARG002 the seam's signature
+        """See `unneeded`."""
+        return Framing.UNKNOWN
 
 
 class _Half:

@@ -27,6 +27,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from rover_plugin.access_log.model import Completeness, Exchange, Operation, ProtocolName, Side
+from rover_plugin.access_log.protocols.analyzer import Framing
 from rover_plugin.access_log.protocols.http2 import frames
 from rover_plugin.access_log.protocols.http2.half import LARGEST_SOUGHT_FRAME, Half
 from rover_plugin.access_log.protocols.http2.resync import Segment
@@ -47,8 +48,10 @@ from rover_plugin.access_log.protocols.http2.streams import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rover_plugin.access_log.model import Call
-    from rover_plugin.access_log.protocols.analyzer import Handover
+    from rover_plugin.access_log.protocols.analyzer import Handover, Part
 
 MAX_STREAMS: Final = 10_000
 MAX_HEADER_BLOCK: Final = 256 * 1024
@@ -122,9 +125,15 @@ class Http2Analyzer:
 
     # The seam
 
-    def receive(self, side: Side, call: Call, data: bytes, unseen: int) -> None:
-        """Takes one call's bytes: `data` was captured and is followed by `unseen` bytes that were not copied."""
+    def receive(self, side: Side, call: Call, data: bytes, unseen: int, parts: Sequence[Part] = ()) -> None:
+        """See `Analyzer.receive`."""
         direction = self._directions[side]
+        if parts:
+            claimed = self._deliver(direction, Segment(call, 0, data, unseen, claimed=False), more=True)
+            for index, part in enumerate(parts, 1):
+                segment = Segment(call, 0, part.data, part.unseen, claimed)
+                claimed = self._deliver(direction, segment, more=index < len(parts))
+            return
         if direction.slow or unseen:
             self._deliver(direction, Segment(call, 0, data, unseen, claimed=False))
             return
@@ -180,11 +189,27 @@ class Http2Analyzer:
         """Capture policy: how many of this side's next bytes need not be copied; 0 = all needed, -1 = none, ever."""
         return -1 if self.protocol is ProtocolName.TCP else self._directions[side].left
 
+    def framing(self, side: Side) -> Framing:
+        """See `Analyzer.framing`."""
+        direction = self._directions[side]
+        lost = direction.seeker is not None or direction.preface or direction.partial
+        return Framing.UNKNOWN if lost or self.protocol is ProtocolName.TCP else Framing.FRAME
+
     # From calls to frames
 
-    def _deliver(self, direction: Half, segment: Segment) -> None:
-        """Takes a segment in whatever state the direction is, and everything a found boundary brings back."""
+    def _deliver(self, direction: Half, segment: Segment, *, more: bool = False) -> bool:
+        """Takes a segment in whatever state the direction is, and everything a found boundary brings back.
+
+        Args:
+            direction: whose it is.
+            segment: of a call.
+            more: another one of the same call follows, which may bring the stream that claims it.
+
+        Returns:
+            Whether the call has been claimed, or will be without the segments that follow.
+        """
         direction.started = True
+        claimed = segment.claimed
         queue = deque((segment,))
         while queue:
             segment = queue.popleft()
@@ -193,8 +218,11 @@ class Http2Analyzer:
             if self.protocol is ProtocolName.TCP:
                 if call is not None and not segment.claimed:
                     self.loose.append(call)
+                claimed = True
             elif seeker is not None:
                 boundary = seeker.add(call, segment.data, segment.unseen, claimed=segment.claimed)
+                more = False
+                claimed = True
                 if boundary >= 0:
                     direction.seeker = None
                     queue.extendleft(reversed(seeker.segments_from(boundary)))
@@ -211,9 +239,11 @@ class Http2Analyzer:
                     direction.rest = None
                     continue
                 if segment.unseen:
-                    self._pass_over(direction, call, segment.unseen, None)
-                if not claimed:
+                    claimed = self._pass_over(direction, call, segment.unseen, None, claimed=claimed)
+                if not claimed and not more:
                     self._place(direction, call)
+                    claimed = True
+        return claimed
 
     def _place(self, direction: Half, call: Call) -> None:
         """Puts a call that no stream has claimed: aside while its frame header is incomplete, else with the loose."""
@@ -713,30 +743,36 @@ class Http2Analyzer:
 
     # Losses
 
-    def _pass_over(self, direction: Half, call: Call | None, size: int, label: Completeness | None) -> None:
-        """`size` bytes that nobody saw (-1: any number); `label` is for what they hit, None for bytes not copied."""
+    def _pass_over(
+        self, direction: Half, call: Call | None, size: int, label: Completeness | None, *, claimed: bool = True
+    ) -> bool:
+        """`size` bytes that nobody saw (-1: any number); `label` is for what they hit, None for bytes not copied.
+
+        Returns whether a stream has claimed the call.
+        """
         if direction.seeker is not None:
             if size < 0:
                 self._release(direction)
                 direction.seek(direction.label)
             else:
                 direction.seeker.add(None, b"", size, claimed=True)
-            return
+            return claimed
         if size > 0 and direction.left:
             stream = direction.left_stream
             if stream is not None and label is not None:
                 stream.label = stream.label or label
             take = min(size, direction.left)
             size -= take
-            self._pass_left(direction, call, take, claimed=True)
+            claimed = self._pass_left(direction, call, take, claimed=claimed)
         if size > 0 and len(direction.partial) >= frames.FRAME_HEADER_SIZE:
             missing = direction.need - len(direction.partial)
             if size <= missing and self._damage_frame(direction, label or Completeness.TRUNCATED):
                 if missing > size:
                     self._leave(direction, missing - size, None, 0, ends=False)
-                return
+                return claimed
         if size:
             self._desync(direction, label or Completeness.TRUNCATED, "")
+        return claimed
 
     def _damage_frame(self, direction: Half, label: Completeness) -> bool:
         """A hole in the frame in `partial`: uses the fragment before it. False if that is no header block's frame."""

@@ -116,7 +116,7 @@ def test_undefined_flags_are_ignored() -> None:
     assert (exchange.path, exchange.response_body_bytes) == ("/flags", 2)
 
 
-def test_a_frame_may_be_as_large_as_the_receiver_said_and_no_larger() -> None:
+def test_a_frame_may_be_as_large_as_the_receiver_said_and_none_but_data_of_a_live_stream_larger() -> None:
     wire = Wire()
     wire.down(settings((MAX_FRAME_SIZE, 20_000)))
     wire.up(SETTINGS_ACK, SETTINGS_ACK, wire.request(1, post("/large"), end=False))
@@ -125,11 +125,12 @@ def test_a_frame_may_be_as_large_as_the_receiver_said_and_no_larger() -> None:
     wire.down(wire.response(1))
     assert one(wire.finish()).request_body_bytes == 20_000
     assert not wire.errors
-    wire = Wire()
-    wire.up(wire.request(1, post("/large"), end=False))
-    wire.then(lambda feeder: feeder.feed(Side.REQUEST, data(1, body, end=True)))
-    wire.finish()
-    assert wire.errors == {"frame_size": 1}
+    for large in (data(3, body), frame(HEADERS, END_HEADERS, 3, body)):
+        wire = Wire()
+        wire.up(wire.request(1, post("/large"), end=False))
+        wire.then(lambda feeder, large=large: feeder.feed(Side.REQUEST, large))
+        wire.finish()
+        assert wire.errors == {"frame_size": 1}
 
 
 @pytest.mark.parametrize(

@@ -68,12 +68,16 @@ class CallError(BackendError):
         status: gRPC status name, such as UNAVAILABLE.
         body_bytes_sent: how much of the request body had left when it failed. What lies behind was surely not applied;
             what lies before may have been. 0 when the backend is known not to have begun with the call.
+        address: the one that was tried.
     """
 
-    def __init__(self, message: str, *, status: str, body_bytes_sent: int = 0, hint: str = "") -> None:
-        super().__init__(message, hint=hint, status=status)
+    def __init__(
+        self, message: str, *, status: str, body_bytes_sent: int = 0, hint: str = "", address: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint, status=status, address=address)
         self.status = status
         self.body_bytes_sent = body_bytes_sent
+        self.address = address
 
 
 class FeedError(RoverError):

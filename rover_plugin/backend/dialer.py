@@ -30,7 +30,7 @@ class Dialed:
 
 
 class AddressList:
-    """The addresses, and which one is in favour; thread-safe and shared by all transports.
+    """The addresses, and which one is in favour; thread-safe and shared by all callers.
 
     Raises:
         BackendError: there is none.
@@ -60,7 +60,7 @@ class AddressList:
 
 
 class Dialer:
-    """Makes connections to the first address that answers."""
+    """Makes connections to the first address that answers, never through a proxy."""
 
     def __init__(self, addresses: AddressList, security: Security) -> None:
         self._addresses = addresses

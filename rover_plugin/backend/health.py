@@ -46,7 +46,7 @@ _WORST_FIRST: Final = (LinkState.DISCONNECTED, LinkState.CONNECTING, LinkState.C
 
 
 class HealthBoard:
-    """Where the transports (`channel`, `bulk`) tell their state; thread-safe. Changes are logged once."""
+    """Where the transports (`access_log`, `reports`) note their state; thread-safe. Changes are logged once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -70,18 +70,18 @@ class HealthBoard:
         if self._change(transport, Health(LinkState.CONNECTED, address)):
             log.info("backend_connected", transport=transport, address=address)
 
-    def disconnected(self, transport: str, address: str, status: str, reason: str) -> None:
+    def disconnected(self, transport: str, address: str, status: str, reason: str, hint: str = "") -> None:
         """The transport failed. Logged when the status changes and each minute; an error if waiting cannot heal it."""
         words = f"{status}: {reason}" if reason else status
         changed = self._change(transport, Health(LinkState.DISCONNECTED, address, words))
         now = time.monotonic()
         if changed or now - self._logged_at.get(transport, 0.0) >= _REPEAT_S:
             self._logged_at[transport] = now
-            hint = HINTS.get(status)
-            if hint:
-                log.error("backend_refuses", transport=transport, address=address, reason=words, hint=hint)
+            facts = {"transport": transport, "address": address, "reason": words}
+            if status in HINTS:
+                log.error("backend_refuses", **facts, hint=hint or HINTS[status])
             else:
-                log.warning("backend_disconnected", transport=transport, address=address, reason=words)
+                log.warning("backend_disconnected", **facts, **({"hint": hint} if hint else {}))
 
     def _change(self, transport: str, health: Health) -> bool:
         with self._lock:

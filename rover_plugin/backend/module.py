@@ -9,8 +9,7 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING
 
-from rover_plugin.backend.bulk import BulkStream
-from rover_plugin.backend.channel import ChannelPool
+from rover_plugin.backend.caller import Caller
 from rover_plugin.backend.dialer import AddressList, Dialer
 from rover_plugin.backend.health import Health, HealthBoard, LinkState
 from rover_plugin.backend.node import NodeIdentity, read_node
@@ -19,8 +18,6 @@ from rover_plugin.errors import ModuleError
 from rover_plugin.telemetry.metrics import Sample
 
 if TYPE_CHECKING:
-    import grpc
-
     from rover_plugin.host.module import Context
     from rover_plugin.settings import Settings
 
@@ -43,8 +40,7 @@ class CoreModule:
         self.node_name = ""
         self._health = HealthBoard()
         self._dialer: Dialer | None = None
-        self._channels: ChannelPool | None = None
-        self._streams: list[BulkStream] = []
+        self._callers: list[Caller] = []
 
     def active(self, settings: Settings) -> bool:  # noqa: ARG002 the contract's signature
         """False: it has no purpose of its own, it is started for those who require it."""
@@ -62,7 +58,6 @@ class CoreModule:
         self.cluster_name = settings.text("core.cluster_name")
         self.node_name = read_node(settings.text("process_discovery.kubernetes.node_name"), "").name
         self._dialer = Dialer(addresses, security)
-        self._channels = ChannelPool(addresses, security, self._health)
         context.telemetry.register(self._samples)
 
     def notify_start_success(self) -> None:
@@ -70,11 +65,9 @@ class CoreModule:
 
     def shutdown(self) -> None:
         """Closes every connection."""
-        for stream in self._streams:
-            stream.not_after = 0.0
-            stream.close()
-        if self._channels is not None:
-            self._channels.close()
+        for caller in self._callers:
+            caller.not_after = 0.0
+            caller.close()
 
     @property
     def health(self) -> Health:
@@ -96,22 +89,16 @@ class CoreModule:
         """This host, its interfaces read anew."""
         return read_node(self.node_name, self.cluster_name)
 
-    def channel(self) -> grpc.Channel:
-        """The channel for unary calls; ask anew for each, as the address may change."""
-        if self._channels is None:
-            raise _not_started()
-        return self._channels.channel()
+    def open_caller(self, transport: str) -> Caller:
+        """A way to make calls, under its name in health and events.
 
-    def open_bulk_stream(self, method: str) -> BulkStream:
-        """Calls of a client-streaming method, such as `/skywalking.v3.EBPFAccessLogService/collect`.
-
-        Nothing is connected yet. Each stream has a connection of its own and belongs to one thread.
+        Nothing is connected yet. Each caller has a connection of its own and belongs to one thread.
         """
         if self._dialer is None:
             raise _not_started()
-        stream = BulkStream(self._dialer, self._health, method)
-        self._streams.append(stream)
-        return stream
+        caller = Caller(self._dialer, self._health, transport)
+        self._callers.append(caller)
+        return caller
 
 
 def _not_started() -> ModuleError:

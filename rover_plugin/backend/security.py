@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS, mutual TLS and the token, for both transports (oap-contract E)."""
+"""TLS, mutual TLS and the token (oap-contract E)."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import socket
 import ssl
 import threading
@@ -11,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import grpc
 import structlog
 
 from rover_plugin.errors import BackendError, CallError
@@ -21,8 +21,14 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+AUTHENTICATION: Final = "core.backend.authentication"
 _ALPN: Final = "h2"
-_FETCH_S: Final = 5.0
+# OpenSSL's names for what a server that speaks no TLS looks like.
+_NO_TLS: Final = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
+_NO_TLS_HINT: Final = "the port seems to speak no TLS: set core.backend.enable_TLS to false, or name another port"
+# Metadata values are header field values: visible ASCII and spaces (grpc/doc/PROTOCOL-HTTP2.md, ASCII-Value).
+_TOKEN: Final = re.compile(r"[\x20-\x7e]*", re.ASCII)
+_MOST_TOKEN_BYTES: Final = 8192
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -49,7 +55,8 @@ class Pins:
             first = pinned is certificate
         if pinned != certificate:
             message = f"{address} shows another certificate than before"
-            raise CallError(message, status="UNAUTHENTICATED", hint="if that is right, restart the agent")
+            hint = "if that is right, restart the agent"
+            raise CallError(message, status="UNAUTHENTICATED", hint=hint, address=address)
         if first:
             fingerprint = hashlib.sha256(certificate).hexdigest()
             log.warning(
@@ -86,7 +93,8 @@ class Security:
         """Reads `core.backend.*`.
 
         Raises:
-            BackendError: a PEM file cannot be used, or only one of certificate and key is given.
+            BackendError: a PEM file or the token's file cannot be used, the token is none that HTTP can carry, or only
+                one of certificate and key is given.
         """
         certificate, key = (_path(settings, f"core.backend.client_{name}_path") for name in ("pem", "key"))
         security = cls(
@@ -95,8 +103,10 @@ class Security:
             certificate_path=certificate,
             key_path=key,
             skip_verify=settings.flag("core.backend.insecure_skip_verify"),
-            token=settings.text("core.backend.authentication"),
+            token=_token(settings.text(AUTHENTICATION)),
         )
+        if security.token and not security.tls:
+            log.warning("token_sent_in_plaintext", key=AUTHENTICATION, hint="set core.backend.enable_TLS to true")
         if security.tls:
             if (certificate is None) != (key is None):
                 message = "a client certificate needs both its files"
@@ -145,50 +155,24 @@ class Security:
                 self.pins.check(address, secure.getpeercert(binary_form=True) or b"")
             if secure.selected_alpn_protocol() != _ALPN:
                 message = f"{address} does not offer HTTP/2 over TLS"
-                raise CallError(message, status="UNAUTHENTICATED")
+                raise CallError(message, status="UNAUTHENTICATED", address=address)
         except BackendError:
             plain.close()
             raise
         return secure
-
-    def channel(self, address: str, options: list[tuple[str, int | str]]) -> grpc.Channel:
-        """A grpcio channel; nothing is connected yet, except that skip_verify fetches the certificate first."""
-        if not self.tls:
-            return grpc.insecure_channel(address, options)
-        roots = self.ca_path.read_bytes() if self.ca_path else None
-        if self.skip_verify:
-            # grpcio cannot be told not to verify: trust exactly the certificate seen, under a name that it carries.
-            pinned = self._fetch(address)
-            roots = ssl.DER_cert_to_PEM_cert(pinned).encode()
-            options = [*options, ("grpc.ssl_target_name_override", self._name_of(pinned, address))]
-        key = self.key_path.read_bytes() if self.key_path else None
-        certificate = self.certificate_path.read_bytes() if self.certificate_path else None
-        return grpc.secure_channel(address, grpc.ssl_channel_credentials(roots, key, certificate), options)
-
-    def _fetch(self, address: str) -> bytes:
-        """The backend's certificate (DER), pinned."""
-        with self._handshake(connect(address, _FETCH_S), address, self.context()) as secure:
-            certificate = secure.getpeercert(binary_form=True) or b""
-        self.pins.check(address, certificate)
-        return certificate
-
-    def _name_of(self, certificate: bytes, address: str) -> str:
-        """A name that a certificate is good for. Python tells it only of one it has verified, so it does, by itself."""
-        context = self.context()
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        context.load_verify_locations(cadata=ssl.DER_cert_to_PEM_cert(certificate))
-        with self._handshake(connect(address, _FETCH_S), address, context) as secure:
-            names = (secure.getpeercert() or {}).get("subjectAltName", ())
-        return next((str(pair[1]) for pair in names if isinstance(pair, tuple)), split_address(address)[0])
 
     @staticmethod
     def _handshake(plain: socket.socket, address: str, context: ssl.SSLContext) -> ssl.SSLSocket:
         try:
             return context.wrap_socket(plain, server_hostname=split_address(address)[0])
         except OSError as error:
-            message = f"TLS with {address} failed ({_reason(error)})"
-            raise CallError(message, status="UNAUTHENTICATED") from error
+            reason = _reason(error)
+            raise CallError(
+                f"TLS with {address} failed ({reason})",
+                status="UNAUTHENTICATED",
+                hint=_NO_TLS_HINT if any(name in reason for name in _NO_TLS) else "",
+                address=address,
+            ) from error
 
 
 def connect(address: str, timeout_s: float) -> socket.socket:
@@ -201,7 +185,24 @@ def connect(address: str, timeout_s: float) -> socket.socket:
         return socket.create_connection(split_address(address), timeout=timeout_s)
     except OSError as error:
         message = f"cannot connect to {address} ({error.strerror or error})"
-        raise CallError(message, status="UNAVAILABLE") from error
+        raise CallError(message, status="UNAVAILABLE", address=address) from error
+
+
+def _token(text: str) -> str:
+    """The token itself, or the first line of the file behind `@`: a command line can be read by every user."""
+    if not text.startswith("@"):
+        token = text
+    else:
+        try:
+            with Path(text[1:]).open("rb") as file:
+                token = file.read(_MOST_TOKEN_BYTES).decode("ascii", "replace").partition("\n")[0].rstrip("\r")
+        except OSError as error:
+            hint = f"{AUTHENTICATION} must name a readable file after the @"
+            raise BackendError(f"cannot read {text[1:]} ({error.strerror})", hint=hint) from error
+    if not _TOKEN.fullmatch(token):
+        message = f"{AUTHENTICATION}: the token has characters that HTTP cannot carry"
+        raise BackendError(message, hint="it must be one line of plain ASCII")
+    return token
 
 
 def _reason(error: OSError) -> str:

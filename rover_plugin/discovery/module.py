@@ -18,8 +18,7 @@ from rover_plugin.errors import SettingsError
 from rover_plugin.telemetry.metrics import Sample
 
 if TYPE_CHECKING:
-    import grpc
-
+    from rover_plugin.backend.caller import Caller
     from rover_plugin.host.module import Context
     from rover_plugin.settings import Settings
 
@@ -32,8 +31,8 @@ class Core(Protocol):
     instance_id: str
     cluster_name: str
 
-    def channel(self) -> grpc.Channel:
-        """The channel to the OAP."""
+    def open_caller(self, transport: str) -> Caller:
+        """A way to make calls to the OAP."""
 
 
 class ProcessDiscoveryModule:
@@ -76,7 +75,7 @@ class ProcessDiscoveryModule:
         if "skywalking" in settings.items("access_log.outputs"):
             self._reporter = ProcessReporter(
                 self.table,
-                core.channel,
+                core.open_caller("reports"),
                 core.instance_id,
                 context.counters,
                 period_s=settings.seconds("process_discovery.heartbeat_period"),

@@ -15,17 +15,18 @@ import time
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
-import grpc
 import structlog
+from google.protobuf.message import DecodeError
 
 from rover_plugin._generated.skywalking.common.Common_pb2 import KeyStringValuePair
-from rover_plugin._generated.skywalking.ebpf.profiling import Process_pb2, Process_pb2_grpc
+from rover_plugin._generated.skywalking.ebpf.profiling import Process_pb2
 from rover_plugin.discovery.layers import LAYERS
-from rover_plugin.errors import BackendError
+from rover_plugin.errors import BackendError, CallError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
+    from rover_plugin.backend.caller import Caller
     from rover_plugin.discovery.model import Entity, Process
     from rover_plugin.discovery.table import ProcessTable
     from rover_plugin.telemetry.counters import Counters
@@ -34,6 +35,7 @@ _Item = TypeVar("_Item")
 
 log = structlog.get_logger(__name__)
 
+_SERVICE = "/skywalking.v3.EBPFProcessService/"
 RPC_DEADLINE_S = 10.0
 _STOP_PATIENCE_S = 2.0
 BATCH = 200  # entities in one call: far below a megabyte, as the contract advises
@@ -73,7 +75,7 @@ class ProcessReporter:
 
     Args:
         table: the processes.
-        channel: gives the channel to the OAP.
+        caller: makes the calls to the OAP, for this reporter only.
         agent_id: this agent's instance id.
         period_s: seconds between beats.
         full_every: each so many beats everything is reported in full.
@@ -82,7 +84,7 @@ class ProcessReporter:
     def __init__(
         self,
         table: ProcessTable,
-        channel: Callable[[], grpc.Channel],
+        caller: Caller,
         agent_id: str,
         counters: Counters,
         *,
@@ -90,7 +92,7 @@ class ProcessReporter:
         full_every: int,
     ) -> None:
         self._table = table
-        self._channel = channel
+        self._caller = caller
         self._agent_id = agent_id
         self._counters = counters
         self._period_s = period_s
@@ -107,8 +109,9 @@ class ProcessReporter:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread; a call that hangs for longer is ended by `core` when it closes its channels."""
+        """Ends the thread; a call that hangs is given up."""
         self._stopping.set()
+        self._caller.not_after = 0.0
         if self._thread.ident is not None:
             self._thread.join(_STOP_PATIENCE_S)
 
@@ -127,29 +130,30 @@ class ProcessReporter:
         unreported = {entity: process for entity, process in living.items() if full or entity not in self._known}
         kept = [entity for entity in living if entity not in unreported]
         try:
-            stub = Process_pb2_grpc.EBPFProcessServiceStub(self._channel())  # type: ignore[no-untyped-call]
             for batch in _batches(unreported.items()):
-                self._report(stub, dict(batch))
+                self._report(dict(batch))
             for entities in _batches(kept):
-                self._keep_alive(stub, entities)
+                self._keep_alive(entities)
             # A report stores the process only; services and instances come into being by keepAlive.
             for entities in _batches(entity for entity in unreported if entity in self._known):
-                self._keep_alive(stub, entities)
-        except grpc.RpcError as error:
+                self._keep_alive(entities)
+        except BackendError as error:
             if not self._stopping.is_set():
                 self._note_failure(error)
-        except BackendError as error:  # the channels are closed: the host is shutting down
-            log.debug("process_report_abandoned", reason=error.message)
         else:
             self._failing = False
 
-    def _report(self, stub: Process_pb2_grpc.EBPFProcessServiceStub, batch: Mapping[Entity, Process]) -> None:
+    def _report(self, batch: Mapping[Entity, Process]) -> None:
         address = host_ip()
         request = Process_pb2.EBPFProcessReportList(
             ebpfAgentID=self._agent_id,
             processes=(encode_properties(entity, process, address) for entity, process in batch.items()),
         )
-        answer = stub.reportProcesses(request, timeout=RPC_DEADLINE_S)
+        reply = self._caller.unary(_SERVICE + "reportProcesses", request.SerializeToString(), RPC_DEADLINE_S)
+        try:
+            answer = Process_pb2.EBPFReportProcessDownstream.FromString(reply)
+        except DecodeError as error:
+            raise CallError("the reply to a process report is no protobuf", status="INTERNAL") from error
         by_identity = {_identity(encode_entity(entity)): entity for entity in batch}
         for echoed in answer.processes:
             entity = by_identity.get(_identity(echoed.hostProcess.entityMetadata))
@@ -170,7 +174,7 @@ class ProcessReporter:
             self._mistrusted = True
             log.warning("process_id_unexpected", service=entity.service, process=entity.process, received=received)
 
-    def _keep_alive(self, stub: Process_pb2_grpc.EBPFProcessServiceStub, entities: Iterable[Entity]) -> None:
+    def _keep_alive(self, entities: Iterable[Entity]) -> None:
         request = Process_pb2.EBPFProcessPingPkgList(
             ebpfAgentID=self._agent_id,
             processes=(
@@ -178,14 +182,14 @@ class ProcessReporter:
                 for entity in entities
             ),
         )
-        stub.keepAlive(request, timeout=RPC_DEADLINE_S)
+        self._caller.unary(_SERVICE + "keepAlive", request.SerializeToString(), RPC_DEADLINE_S)
 
-    def _note_failure(self, error: grpc.RpcError) -> None:
-        code = error.code().name
+    def _note_failure(self, error: BackendError) -> None:
+        code = error.status if isinstance(error, CallError) else "UNKNOWN"
         self._counters.add("process_reports_failed", code=code)
         if not self._failing:  # once, not every 20 s while the backend is away
             self._failing = True
-            log.warning("process_report_failed", code=code, details=error.details(), retry_s=self._period_s)
+            log.warning("process_report_failed", code=code, reason=error.message, retry_s=self._period_s)
 
 
 def representatives(processes: Iterable[Process]) -> dict[Entity, Process]:

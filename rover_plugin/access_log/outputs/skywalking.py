@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Output `skywalking`: access logs to the OAP, as oap-contract K asks for.
 
-The hub's thread collects messages in batches, a thread of its own sends them:
+The hub's thread collects messages in parcels of some dozens, a thread of its own sends them:
 
-    write() ─► open batch ─(full, or flush.period)─► spool ─► one call at a time ─► exported | lost(reason)
+    write() ─► open parcels ─(flush.max_count, or flush.period)─► spool ─► one call at a time ─► exported | lost(reason)
 
-A batch is closed after `access_log.flush.max_count` logs (kernel and protocol logs together). A call carries one batch,
-or as many as wait, up to some thousand messages. What becomes of a batch whose call failed:
+What is open goes to the spool after `access_log.flush.max_count` logs (kernel and protocol logs together). A call
+carries as many parcels as `Pace` allows. What becomes of a parcel:
 
-- nothing of it had left, or the backend is known not to have begun with the call: it is sent again;
+- sent in a call that was answered: exported;
+- not begun when its call ended, or the backend is known not to have begun with the call: it is sent again;
 - else the OAP may have applied a part of it, and has no way to recognise a repetition: lost(send_unconfirmed).
+
+So that a backend slower than the agent does not lose call after call: the first call after a failure is small; a call
+waits for as long as its flow-control window moves; and one whose body takes too long is closed between two parcels
+instead of cancelled, so that what was sent is answered for.
 """
 
 from __future__ import annotations
@@ -25,7 +30,9 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from rover_plugin.access_log.outputs.skywalking_names import connection_prefix, node_field
+from rover_plugin.access_log.outputs.skywalking_pace import Pace
 from rover_plugin.backend.backoff import REFUSED_S, Backoff
+from rover_plugin.backend.caller import Patience
 from rover_plugin.backend.grpc_over_h2 import MESSAGE_HEAD_BYTES, frame_message, message_length
 from rover_plugin.backend.health import HINTS
 from rover_plugin.backend.node import ClockBase
@@ -42,18 +49,19 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 METHOD: Final = "/skywalking.v3.EBPFAccessLogService/collect"
-CALL_DEADLINE_S: Final = 20.0
-MOST_MESSAGES_A_CALL: Final = 4000
+PATIENCE: Final = Patience(quiet=20.0, total=120.0, body=10.0)
 MOST_MESSAGE_BYTES: Final = 1 << 20
-_MOST_BATCH_BYTES: Final = 1 << 20
+# The least that is lost where a call fails midway: at 75 logs/s a backend takes these in 2-3 s.
+PARCEL_MESSAGES: Final = 64
+_PARCEL_BYTES: Final = 64 << 10
 _LOSS_LOG_S: Final = 10.0
 _CONNECTION_TAG: Final = 0x12  # field 2, length-delimited: how every message with a sendable connection begins
 _HEAD: Final = struct.Struct(">BI")
 
 
 @dataclass(slots=True)
-class Batch:
-    """Framed messages that live and die together."""
+class Parcel:
+    """Framed messages that are sent, or lost, together."""
 
     body: bytearray = field(default_factory=bytearray)
     messages: int = 0
@@ -82,22 +90,24 @@ class SkyWalkingOutput:
         self._most_logs = settings.integer("access_log.flush.max_count")
         self._period_s = settings.seconds("access_log.flush.period")
         self._spool_bytes = settings.size("access_log.spool.max_bytes")
-        self._most_batch_bytes = min(_MOST_BATCH_BYTES, self._spool_bytes // 4)
-        self._batch = Batch()
+        self._most_parcel_bytes = min(_PARCEL_BYTES, self._spool_bytes // 4)
+        self._parcel = Parcel()
+        self._open_logs = 0
         self._next_flush = time.monotonic() + self._period_s
         # Shared by both threads, under the condition's lock.
         self._changed = threading.Condition()
-        self._spool: deque[Batch] = deque()
-        self._sending: list[Batch] = []
+        self._open: list[Parcel] = []
+        self._spool: deque[Parcel] = deque()
+        self._sending: list[Parcel] = []
         self._held_bytes = 0
         self._closing = False
         self._abandoned = False
         # The sender's own.
-        self._bulk = core.open_bulk_stream(METHOD)
+        self._caller = core.open_caller("access_log")
         self._backoff = Backoff()
         self._not_before = 0.0
         self._check_s = settings.seconds("core.backend.check_period")
-        self._call_messages = MOST_MESSAGES_A_CALL
+        self._pace = Pace()
         self._losses: Counter[str] = Counter()
         self._losses_logged = 0.0
         self._thread = threading.Thread(target=self._run, name="skywalking-output", daemon=True)
@@ -117,29 +127,32 @@ class SkyWalkingOutput:
         if not size or message[0] != _CONNECTION_TAG or size > MOST_MESSAGE_BYTES or not kernel_logs + protocol_logs:
             self._refuse(message, kernel_logs, protocol_logs)
             return
-        batch = self._batch
-        batch.body += _HEAD.pack(0, size)
-        batch.body += message
-        batch.messages += 1
-        batch.kernel_logs += kernel_logs
-        batch.protocol_logs += protocol_logs
-        if batch.kernel_logs + batch.protocol_logs >= self._most_logs or len(batch.body) >= self._most_batch_bytes:
+        parcel = self._parcel
+        parcel.body += _HEAD.pack(0, size)
+        parcel.body += message
+        parcel.messages += 1
+        parcel.kernel_logs += kernel_logs
+        parcel.protocol_logs += protocol_logs
+        self._open_logs += kernel_logs + protocol_logs
+        if self._open_logs >= self._most_logs:
             self._seal()
+        elif parcel.messages >= PARCEL_MESSAGES or len(parcel.body) >= self._most_parcel_bytes:
+            self._put_aside()
 
     def spool(self) -> tuple[int, int]:
         """Bytes that wait, and room for them."""
         with self._changed:
-            return self._held_bytes + len(self._batch.body), self._spool_bytes
+            return self._held_bytes + len(self._parcel.body), self._spool_bytes
 
     def standing(self) -> Standing:
-        """What waits in the open batch, in the spool and for an answer is held."""
+        """What waits in open parcels, in the spool and for an answer is held."""
         with self._changed:
-            held = [self._batch, *self._spool, *self._sending]
-            logs = Logs(sum(batch.kernel_logs for batch in held), sum(batch.protocol_logs for batch in held))
+            held = [self._parcel, *self._open, *self._spool, *self._sending]
+            logs = Logs(sum(parcel.kernel_logs for parcel in held), sum(parcel.protocol_logs for parcel in held))
             return standing(self._counters, self.name, logs)
 
     def tick(self) -> None:
-        """Closes the open batch each flush period."""
+        """Hands what is open to the sender each flush period."""
         now = time.monotonic()
         if now >= self._next_flush:
             self._next_flush = now + self._period_s
@@ -150,7 +163,7 @@ class SkyWalkingOutput:
         self._seal()
         with self._changed:
             self._closing = True
-            self._bulk.not_after = time.monotonic() + deadline_s
+            self._caller.not_after = time.monotonic() + deadline_s
             self._changed.notify()
         self._thread.join(deadline_s + 0.5)
         with self._changed:
@@ -160,31 +173,38 @@ class SkyWalkingOutput:
             self._sending = []
             self._lose(left, "shutdown")
         self._log_losses(at_once=True)
-        self._bulk.close()
+        self._caller.close()
 
     def _refuse(self, message: bytes, kernel_logs: int, protocol_logs: int) -> None:
         if len(message) > MOST_MESSAGE_BYTES:
             with self._changed:
-                self._lose([Batch(kernel_logs=kernel_logs, protocol_logs=protocol_logs)], "message_too_large")
+                self._lose([Parcel(kernel_logs=kernel_logs, protocol_logs=protocol_logs)], "message_too_large")
         else:
             self._count("logs_filtered", kernel_logs, protocol_logs, reason="same_service")
 
-    def _seal(self) -> None:
-        batch = self._batch
-        if not batch.messages:
-            return
-        self._batch = Batch()
+    def _put_aside(self) -> None:
+        """Begins a new parcel; the full one waits for the next flush, within the spool's bound."""
+        parcel, self._parcel = self._parcel, Parcel()
         with self._changed:
-            self._spool.append(batch)
-            self._held_bytes += len(batch.body)
+            self._open.append(parcel)
+            self._held_bytes += len(parcel.body)
             self._trim()
-            self._changed.notify()
+
+    def _seal(self) -> None:
+        if self._parcel.messages:
+            self._put_aside()
+        self._open_logs = 0
+        with self._changed:
+            if self._open:
+                self._spool.extend(self._open)
+                self._open.clear()
+                self._changed.notify()
 
     def _trim(self) -> None:
-        """Drops whole batches, the oldest first, until the spool is within its bound; under the lock."""
+        """Drops parcels, the oldest first, until the spool is within its bound; under the lock."""
         dropped = []
-        while self._held_bytes > self._spool_bytes and self._spool:
-            dropped.append(self._spool.popleft())
+        while self._held_bytes > self._spool_bytes and (self._spool or self._open):
+            dropped.append(self._spool.popleft() if self._spool else self._open.pop(0))
             self._held_bytes -= len(dropped[-1].body)
         self._lose(dropped, "spool_full")
 
@@ -192,29 +212,29 @@ class SkyWalkingOutput:
 
     def _run(self) -> None:
         while True:
-            batches = self._take()
-            if batches is None:
+            parcels = self._take()
+            if parcels is None:
                 return
             try:
-                if batches:
-                    self._send(batches)
+                if parcels:
+                    self._send(parcels)
                 else:
                     self._idle()
             except Exception as error:
                 # A mistake of ours must not stop the logs that follow, nor go uncounted.
                 log.exception("skywalking_output_failed")
-                self._bulk.close()
-                self._failed(batches, 0, CallError(str(error), status="INTERNAL", body_bytes_sent=sys.maxsize))
+                self._caller.close()
+                self._failed(parcels, 0, CallError(str(error), status="INTERNAL", body_bytes_sent=sys.maxsize))
             self._log_losses()
 
-    def _take(self) -> list[Batch] | None:
-        """The batches of the next call, none if nothing came for a while; None when all is done."""
+    def _take(self) -> list[Parcel] | None:
+        """The parcels of the next call, none if nothing came for a while; None when all is done."""
         with self._changed:
             pause_s = self._not_before - time.monotonic()
             self._changed.wait_for(self._ready, min(self._check_s, pause_s) if pause_s > 0 else self._check_s)
             if self._spool and self._ready():
                 messages = 0
-                while self._spool and (not self._sending or messages + self._spool[0].messages <= self._call_messages):
+                while self._spool and (not self._sending or messages + self._spool[0].messages <= self._pace.messages):
                     self._sending.append(self._spool.popleft())
                     messages += self._sending[-1].messages
                 return list(self._sending)
@@ -223,56 +243,59 @@ class SkyWalkingOutput:
     def _ready(self) -> bool:
         return self._closing or (bool(self._spool) and time.monotonic() >= self._not_before)
 
-    def _send(self, batches: list[Batch]) -> None:
+    def _send(self, parcels: list[Parcel]) -> None:
         node = node_field(self._core.node(), ClockBase.for_offset(self._clock_offset_ns))
-        first = batches[0].body
+        first = parcels[0].body
         length = message_length(first)
         # The first message of a stream carries the node: serialised fields may be joined (protobuf encoding, "merge").
         opening = frame_message(node + first[MESSAGE_HEAD_BYTES : MESSAGE_HEAD_BYTES + length])
-        body: list[bytes | bytearray | memoryview] = [
-            opening,
-            memoryview(first)[MESSAGE_HEAD_BYTES + length :],
-            *(batch.body for batch in batches[1:]),
-        ]
+        body: list[bytes | bytearray] = [opening + first[MESSAGE_HEAD_BYTES + length :]]
+        body += [parcel.body for parcel in parcels[1:]]
+        began = time.monotonic()
         try:
-            self._bulk.send(body, CALL_DEADLINE_S, cautious=self._backoff.failures > 0)
+            sent = self._caller.stream(METHOD, body, PATIENCE, cautious=self._backoff.failures > 0)
         except BackendError as error:
-            self._failed(batches, len(node), error)
-        else:
-            self._backoff.reset()
-            self._call_messages = min(MOST_MESSAGES_A_CALL, self._call_messages * 2)
-            with self._changed:
-                if not self._abandoned:
-                    self._sending = []
-                    self._held_bytes -= sum(len(batch.body) for batch in batches)
-                    for batch in batches:
-                        self._count("logs_exported", batch.kernel_logs, batch.protocol_logs)
+            self._failed(parcels, len(node), error)
+            return
+        self._backoff.reset()
+        self._pace.answered(time.monotonic() - began, whole=sent == len(parcels))
+        self._settle(parcels[:sent], parcels[sent:])
 
-    def _failed(self, batches: list[Batch], extra_bytes: int, error: BackendError) -> None:
-        sent = error.body_bytes_sent if isinstance(error, CallError) else 0
-        status = error.status if isinstance(error, CallError) else ""
-        if status == "DEADLINE_EXCEEDED":
-            self._call_messages = max(1, self._call_messages // 2)
-        self._not_before = time.monotonic() + (REFUSED_S if status in HINTS else 0) + self._delay_s(status)
-        unconfirmed = []
-        begins = 0
-        for batch in batches:
-            if begins >= sent:
-                break
-            unconfirmed.append(batch)
-            begins += len(batch.body) + (0 if begins else extra_bytes)
+    def _settle(self, exported: list[Parcel], unsent: list[Parcel]) -> None:
         with self._changed:
             if self._abandoned:
                 return
             self._sending = []
-            self._spool.extendleft(reversed(batches[len(unconfirmed) :]))
-            self._held_bytes -= sum(len(batch.body) for batch in unconfirmed)
+            self._spool.extendleft(reversed(unsent))
+            self._held_bytes -= sum(len(parcel.body) for parcel in exported)
+            for parcel in exported:
+                self._count("logs_exported", parcel.kernel_logs, parcel.protocol_logs)
+
+    def _failed(self, parcels: list[Parcel], extra_bytes: int, error: BackendError) -> None:
+        sent = error.body_bytes_sent if isinstance(error, CallError) else 0
+        status = error.status if isinstance(error, CallError) else ""
+        self._pace.failed()
+        self._not_before = time.monotonic() + (REFUSED_S if status in HINTS else 0) + self._delay_s(status)
+        unconfirmed = []
+        begins = 0
+        for parcel in parcels:
+            if begins >= sent:
+                break
+            unconfirmed.append(parcel)
+            begins += len(parcel.body) + (0 if begins else extra_bytes)
+        with self._changed:
+            if self._abandoned:
+                return
+            self._sending = []
+            self._spool.extendleft(reversed(parcels[len(unconfirmed) :]))
+            self._held_bytes -= sum(len(parcel.body) for parcel in unconfirmed)
             self._lose(unconfirmed, "send_unconfirmed")
             self._trim()
             if self._closing and not sent:
                 # Not reached, or turned away: nobody waits for that to change.
                 left = list(self._spool)
                 self._spool.clear()
+                self._held_bytes = 0
                 self._lose(left, "shutdown")
 
     def _idle(self) -> None:
@@ -280,7 +303,7 @@ class SkyWalkingOutput:
         if time.monotonic() < self._not_before:
             return
         try:
-            self._bulk.watch()
+            self._caller.watch()
         except CallError as error:
             self._not_before = time.monotonic() + self._delay_s(error.status)
 
@@ -290,11 +313,11 @@ class SkyWalkingOutput:
 
     # -- counting --
 
-    def _lose(self, batches: list[Batch], reason: str) -> None:
+    def _lose(self, parcels: list[Parcel], reason: str) -> None:
         """Counts logs as lost; under the lock."""
-        for batch in batches:
-            self._count("logs_lost", batch.kernel_logs, batch.protocol_logs, reason=reason)
-            self._losses[reason] += batch.kernel_logs + batch.protocol_logs
+        for parcel in parcels:
+            self._count("logs_lost", parcel.kernel_logs, parcel.protocol_logs, reason=reason)
+            self._losses[reason] += parcel.kernel_logs + parcel.protocol_logs
 
     def _count(self, counter: str, kernel_logs: int, protocol_logs: int, **labels: str) -> None:
         if kernel_logs:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import grpc
 import pytest
 
 from rover_plugin._generated.skywalking.ebpf.profiling import Process_pb2
@@ -17,8 +16,8 @@ from rover_plugin.discovery import reporter as reporter_module
 from rover_plugin.discovery.model import Entity, Process, ProcessKey
 from rover_plugin.discovery.reporter import ProcessReporter, encode_entity, host_ip, process_id
 from rover_plugin.discovery.table import ProcessTable
-from rover_plugin.errors import BackendError
 from rover_plugin.telemetry.counters import Counters
+from tests.support.backend import started_core
 from tests.support.oap import OapDouble
 from tests.support.oap_processes import process_id as oap_process_id
 
@@ -36,8 +35,8 @@ def process(pid: int, *entities: Entity, **facts: object) -> Process:
 def reporting(address: str, **options: object) -> Iterator[tuple[ProcessReporter, ProcessTable, Counters]]:
     table, counters = ProcessTable(), Counters()
     settings = {"period_s": 0.05, "full_every": 3, **options}
-    with grpc.insecure_channel(address) as channel:
-        reporter = ProcessReporter(table, lambda: channel, "agent-1", counters, **settings)
+    with started_core(address) as core:
+        reporter = ProcessReporter(table, core.open_caller("reports"), "agent-1", counters, **settings)
         yield reporter, table, counters
         reporter.stop()
 
@@ -158,14 +157,15 @@ def test_the_thread_beats_until_it_is_stopped(oap: OapDouble) -> None:
     assert oap.calls.total() == calls
 
 
-def test_channels_that_are_closed_end_a_beat_quietly() -> None:
-    def closed() -> grpc.Channel:
-        message = "the backend's channels are closed"
-        raise BackendError(message)
-
+def test_a_stopped_reporter_gives_up_a_running_call_and_counts_no_failure() -> None:
     table, counters = ProcessTable(), Counters()
     table.update([process(7, WEB)])
-    ProcessReporter(table, closed, "agent-1", counters, period_s=1, full_every=1).beat()
+    with socket.create_server(("127.0.0.1", 0)) as silent, started_core(f"127.0.0.1:{silent.getsockname()[1]}") as core:
+        reporter = ProcessReporter(table, core.open_caller("reports"), "agent-1", counters, period_s=1, full_every=1)
+        reporter.start()
+        silent.accept()
+        reporter.stop()
+        assert not reporter._thread.is_alive()
     assert counters.snapshot() == {}
 
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rover_plugin.access_log.model import Endpoint, ProtocolName, ResolvedConnection, Role
-from rover_plugin.access_log.outputs import skywalking
+from rover_plugin.access_log.outputs import skywalking, skywalking_pace
 from rover_plugin.access_log.outputs.skywalking import SkyWalkingOutput
 from rover_plugin.backend.backoff import Backoff
+from rover_plugin.backend.caller import Patience
 from rover_plugin.discovery.model import Entity
 from rover_plugin.telemetry.counters import Counters
 from tests.support.backend import settings, started_core
@@ -140,7 +141,7 @@ def test_batch_is_sent_when_it_holds_max_count_logs_and_not_before() -> None:
     with OapDouble() as oap, output_to(oap.address, access_log__flush__period="1h") as subject:
         subject.give(9)
         subject.output.tick()
-        assert subject.output._batch.messages == 9
+        assert subject.output._parcel.messages == 9
         subject.give(1)
         oap.wait_for(lambda: oap.tally.protocol == 10)
 
@@ -151,8 +152,9 @@ def test_batch_is_sent_when_the_period_has_passed() -> None:
         oap.wait_for(lambda: oap.tally.protocol == 1)
 
 
-def test_waiting_batches_share_a_call_up_to_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(skywalking, "MOST_MESSAGES_A_CALL", 40)
+def test_waiting_parcels_share_a_call_up_to_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(skywalking_pace, "FIRST_MESSAGES", 20)
+    monkeypatch.setattr(skywalking_pace, "MOST_MESSAGES", 40)
     with OapDouble() as oap:
         oap.faults.may_reply.clear()
         with output_to(oap.address) as subject:
@@ -282,19 +284,53 @@ def test_stream_cut_midway_is_never_sent_again() -> None:
         assert oap.tally.protocol == 55
 
 
-def test_slow_backend_gets_smaller_calls_after_a_missed_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(skywalking, "CALL_DEADLINE_S", 0.5)
+def test_backend_that_takes_no_more_gets_smaller_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(skywalking, "PATIENCE", Patience(quiet=0.5, total=2))
     with OapDouble() as oap:
         oap.faults.may_reply.clear()
         with output_to(oap.address) as subject:
             subject.give(10)
             subject.wait_until(lambda: subject.lost(reason="send_unconfirmed") == 10)
-            assert subject.output._call_messages == skywalking.MOST_MESSAGES_A_CALL // 2
+            assert subject.output._pace.messages == skywalking_pace.FIRST_MESSAGES // 2
             oap.faults.may_reply.set()
             subject.give(10)
             subject.wait_until(lambda: subject.exported() == 10)
-        assert subject.output._call_messages == skywalking.MOST_MESSAGES_A_CALL
         assert oap.tally.protocol == 20
+
+
+@pytest.mark.parametrize("logs_a_second", [75, 375, 2000])
+def test_slow_backend_loses_nothing_that_it_takes_and_little_that_it_does_not(
+    logs_a_second: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The times of the product, ten times faster: a backend that takes 750 logs a second for one that takes 75.
+    monkeypatch.setattr(skywalking, "PATIENCE", Patience(quiet=2, total=12, body=1))
+    monkeypatch.setattr(skywalking_pace, "_SLOW_S", 0.5)
+    monkeypatch.setattr(skywalking_pace, "_FAST_S", 0.2)
+    with OapDouble(keep="counts", window=4096) as oap:
+        oap.faults.delay_s = 3 / (10 * logs_a_second)
+        oap.faults.may_read.clear()
+        with output_to(oap.address, access_log__flush__max_count=2000, access_log__spool__max_bytes="8MB") as subject:
+            subject.give(1000, flush=True)
+            oap.faults.may_read.set()
+            subject.wait_until(lambda: subject.exported() >= 600)
+            oap.faults.delay_s = 0
+            subject.wait_until(lambda: subject.open() == 0)
+        assert subject.lost() == 0
+        assert oap.tally.protocol == 1000
+
+
+def test_call_whose_body_takes_too_long_is_closed_and_what_was_sent_is_answered_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(skywalking, "PATIENCE", Patience(quiet=20, total=120, body=0.2))
+    monkeypatch.setattr(skywalking, "PARCEL_MESSAGES", 8)
+    with OapDouble(keep="counts", window=1024) as oap:
+        oap.faults.delay_s = 0.01
+        with output_to(oap.address, access_log__flush__max_count=600) as subject:
+            subject.give(200, flush=True)
+            subject.wait_until(lambda: subject.exported() == 200)
+        assert oap.tally.streams > 1
+        assert (subject.lost(), oap.tally.protocol) == (0, 200)
 
 
 def test_backend_killed_and_restarted_under_load_loses_only_what_it_counts(tmp_path: Path) -> None:

@@ -105,6 +105,10 @@ class Security:
             skip_verify=settings.flag("core.backend.insecure_skip_verify"),
             token=_token(settings.text(AUTHENTICATION)),
         )
+        if security.token and settings.origin(AUTHENTICATION) == "--set" and settings.text(AUTHENTICATION)[0] != "@":
+            log.warning(
+                "token_on_command_line", key=AUTHENTICATION, hint="every user can read it: write @/path/to/file"
+            )
         if security.token and not security.tls:
             log.warning("token_sent_in_plaintext", key=AUTHENTICATION, hint="set core.backend.enable_TLS to true")
         if security.tls:

@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 from rover_plugin._generated.skywalking.common.Common_pb2 import KeyStringValuePair
 from rover_plugin._generated.skywalking.ebpf.profiling import Process_pb2
 from rover_plugin.discovery.layers import LAYERS
+from rover_plugin.discovery.secrets import hide_secrets
 from rover_plugin.errors import BackendError, CallError
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ def encode_properties(entity: Entity, process: Process, address: str) -> Process
     properties = {
         "host_ip": address,
         "pid": str(process.key.pid),
-        "command_line": " ".join(process.cmdline)[:MAX_COMMAND_LINE].encode(errors="replace").decode(),
+        "command_line": _command_line(process),
         "container_name": entity.container,
         "container_id": process.container_id,
         **_NOT_PROFILED,
@@ -231,6 +232,11 @@ def encode_properties(entity: Entity, process: Process, address: str) -> Process
             properties=_pairs({key: value for key, value in properties.items() if value}),
         )
     )
+
+
+def _command_line(process: Process) -> str:
+    bounded = (argument[:MAX_COMMAND_LINE] for argument in process.cmdline[:MAX_COMMAND_LINE])
+    return " ".join(hide_secrets(bounded))[:MAX_COMMAND_LINE].encode(errors="replace").decode()
 
 
 def _pairs(properties: Mapping[str, str]) -> Iterator[KeyStringValuePair]:

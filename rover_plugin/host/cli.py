@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import pkgutil
 import traceback
 from typing import Any
@@ -91,4 +92,6 @@ def cli(context: click.Context, modules: str) -> None:
 
 def main() -> None:
     """The console script."""
+    # grpcio writes lines of its own to standard error, past the log; what matters comes as an exception.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     cli(prog_name="rover-host")

@@ -106,5 +106,6 @@ def _entry(key: Key, raw: Any, origin: str) -> Entry:
     try:
         return Entry(key, convert(key, raw), origin)
     except ValueError as error:
-        message = f"{origin}: bad value for {key.name}: {error}"
-        raise SettingsError(message, key=key.name, origin=origin) from error
+        reason = "it is of the wrong type (and not shown, as it is a secret)" if key.secret else str(error)
+        message = f"{origin}: bad value for {key.name}: {reason}"
+        raise SettingsError(message, key=key.name, origin=origin) from (None if key.secret else error)

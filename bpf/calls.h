@@ -22,6 +22,21 @@ static __always_inline u32 class_of(u32 number)
 	return class ? *class : CALL_NONE;
 }
 
+/* The socket that close(2) or one of its kin is about to release, CLOSES_ANY where that may be several, or 0. */
+static __always_inline u64 closed_sock(struct task_struct *task, struct bpf_raw_tracepoint_args *ctx)
+{
+	struct pt_regs *user = USER_REGISTERS(task, ctx->args[0]);
+
+	switch (ctx->args[1]) {
+	case NUMBER_CLOSE:
+		return sock_of(task, ARGUMENT_0(user));
+	case NUMBER_CLOSE_RANGE:
+		return CLOSES_ANY;
+	default: /* dup2, dup3: the descriptor written over */
+		return sock_of(task, ARGUMENT_1(user));
+	}
+}
+
 /* Calls of unwatched processes end here: one array look-up, and one hash look-up for the calls we know. */
 int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -55,7 +70,7 @@ int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 	}
 	thread->enter_ns = bpf_ktime_get_ns();
 	thread->call = class;
-	thread->close_ns = class == CALL_CLOSE ? thread->enter_ns : 0;
+	thread->close_sk = class == CALL_CLOSE ? closed_sock(task, ctx) : 0;
 	return 0;
 }
 
@@ -156,7 +171,7 @@ static __always_inline void put_call(struct connection *connection, struct io *i
 }
 
 /* The connection of this I/O, made now if it is older than the agent or came from elsewhere; or 0. */
-static __always_inline struct connection *connection_of(struct io *io, u32 size)
+static __always_inline struct connection *connection_of(struct io *io, u32 size, u32 program)
 {
 	struct connection *connection = connections.lookup(&io->sk);
 	u64 now;
@@ -169,7 +184,7 @@ static __always_inline struct connection *connection_of(struct io *io, u32 size)
 		state = state_of((struct sock *)io->sk);
 		if (state == TCP_SYN_SENT || state == TCP_SYN_RECV || state == TCP_CLOSE)
 			return 0;
-		connected(connection, io->sk, true, PROGRAM_CALL);
+		connected(connection, io->sk, true, program);
 		return connection;
 	}
 	if (!is_tcp((struct sock *)io->sk)) {
@@ -338,7 +353,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 		tail_programs.call(ctx, TAIL_MESSAGES);
 		return 0;
 	}
-	connection = connection_of(&io, span.size);
+	connection = connection_of(&io, span.size, PROGRAM_CALL);
 	if (!connection)
 		return 0;
 	locate(connection, &io, span.size);
@@ -393,7 +408,7 @@ int tail_messages(struct bpf_raw_tracepoint_args *ctx)
 	if (!io.sk || bpf_probe_read_user(&message, sizeof(message), &vector[thread->message]))
 		return 0;
 	total = thread->message == 0 ? bytes_of_messages(thread, vector) : 0;
-	connection = connection_of(&io, total);
+	connection = connection_of(&io, total, PROGRAM_CALL);
 	if (!connection)
 		return 0;
 	locate(connection, &io, total);

@@ -21,13 +21,14 @@ static __always_inline u64 flags_of(u8 state)
 {
 	switch (state) {
 	case TCP_CLOSE_WAIT:
-		return CONNECTION_PEER_FIN;
+		return CONNECTION_PEER_FIN | CONNECTION_PEER_ENDED;
 	case TCP_FIN_WAIT1:
 	case TCP_FIN_WAIT2:
-		return CONNECTION_FIN;
+		return CONNECTION_FIN | CONNECTION_SHUT_FIRST;
 	case TCP_CLOSING:
+		return CONNECTION_FIN | CONNECTION_SHUT_FIRST | CONNECTION_PEER_FIN | CONNECTION_PEER_ENDED;
 	case TCP_LAST_ACK:
-		return CONNECTION_FIN | CONNECTION_PEER_FIN;
+		return CONNECTION_FIN | CONNECTION_PEER_FIN | CONNECTION_PEER_ENDED;
 	case TCP_CLOSE:
 		return CONNECTION_PEER_FIN | CONNECTION_DOWN;
 	}
@@ -140,7 +141,11 @@ static __always_inline bool close_connection(struct connection *connection, u64 
 	close = &event->close;
 	close->header.kind = RECORD_CLOSE;
 	close->header.call = CALL_CLOSE;
-	close->header.flags = connection->flags & CONNECTION_BY_PEER ? CLOSE_BY_PEER : 0;
+	if (connection->flags & CONNECTION_BY_PEER)
+		close->header.flags = CLOSE_BY_PEER;
+	else if (connection->flags & CONNECTION_PEER_ENDED)
+		close->header.flags = CLOSE_PEER_ENDED |
+				      (connection->flags & CONNECTION_SHUT_FIRST ? CLOSE_SHUT_FIRST : 0);
 	close->header.tgid = connection->tgid;
 	close->header.connection = connection->id;
 	close->header.enter_ns = enter_ns;

@@ -5,11 +5,19 @@
  */
 #if IO_URING
 
-/* By opcode (enum io_uring_op, whose numbers never change): those that move bytes of a socket, and accept. */
+/*
+ * By opcode (enum io_uring_op of include/uapi/linux/io_uring.h, whose numbers never change): those that move bytes of a
+ * socket, and accept. A splice's file is the one written to.
+ */
 #define OPCODE(number) (1ULL << (number))
+#define OPCODES_KNOWN 64 /* bits of a mask; what comes after them is none of these */
 #define OPCODE_ACCEPT 13
-#define OPCODES_INGRESS (OPCODE(1) | OPCODE(4) | OPCODE(10) | OPCODE(22) | OPCODE(27)) /* READV .. RECV */
-#define OPCODES_EGRESS (OPCODE(2) | OPCODE(5) | OPCODE(9) | OPCODE(23) | OPCODE(26) | OPCODE(47) | OPCODE(48)) /* WRITEV .. */
+/* READV, READ_FIXED, RECVMSG, READ, RECV, READ_MULTISHOT, RECV_ZC, READV_FIXED */
+#define OPCODES_INGRESS \
+	(OPCODE(1) | OPCODE(4) | OPCODE(10) | OPCODE(22) | OPCODE(27) | OPCODE(49) | OPCODE(58) | OPCODE(60))
+/* WRITEV, WRITE_FIXED, SENDMSG, WRITE, SEND, SPLICE, SEND_ZC, SENDMSG_ZC, WRITEV_FIXED */
+#define OPCODES_EGRESS \
+	(OPCODE(2) | OPCODE(5) | OPCODE(9) | OPCODE(23) | OPCODE(26) | OPCODE(30) | OPCODE(47) | OPCODE(48) | OPCODE(61))
 
 static __always_inline u16 port_of(u64 sk)
 {
@@ -27,15 +35,17 @@ int on_io_uring_complete(struct bpf_raw_tracepoint_args *ctx)
 	u64 now, opcode, sk, fresh;
 	struct connection *connection;
 	struct io io = {};
+	u32 number;
 	int result;
 
 	if (!request || !watched(tgid))
 		return 0;
 	result = READ(request->cqe.res);
-	opcode = OPCODE(READ(request->opcode) & 63);
-	now = bpf_ktime_get_ns();
-	if (result < 0)
+	number = READ(request->opcode);
+	if (result < 0 || number >= OPCODES_KNOWN)
 		return 0;
+	opcode = OPCODE(number);
+	now = bpf_ktime_get_ns();
 	sk = sock_of_file(READ(request->file));
 	if (!sk)
 		return 0;
@@ -51,7 +61,7 @@ int on_io_uring_complete(struct bpf_raw_tracepoint_args *ctx)
 	io.sk = sk;
 	io.tgid = tgid;
 	io.direction = opcode & OPCODES_EGRESS ? EGRESS : INGRESS;
-	connection = connection_of(&io, result);
+	connection = connection_of(&io, result, PROGRAM_RING);
 	if (connection)
 		announce(connection, io.sk, PROGRAM_RING);
 	return 0;

@@ -11,12 +11,19 @@ static __always_inline struct thread *current_thread(void)
 	return threads.lookup(&tid);
 }
 
-/* When the current thread began to let go of a socket: entry of close(2) and its kin, or now. */
-static __always_inline u64 closing_since(u64 now)
+/* When the current thread began to release this socket: entry of the close(2) or its kin that does it, or 0. */
+static __always_inline u64 close_entry(u64 sk)
 {
 	struct thread *thread = current_thread();
 
-	return thread && thread->close_ns ? thread->close_ns : now;
+	return thread && (thread->close_sk == sk || thread->close_sk == CLOSES_ANY) ? thread->enter_ns : 0;
+}
+
+static __always_inline u64 closing_since(u64 sk, u64 now)
+{
+	u64 entry = close_entry(sk);
+
+	return entry ? entry : now;
 }
 
 static __always_inline bool in_shutdown(u64 sk)
@@ -80,12 +87,14 @@ static __always_inline void down(struct connection *connection, u64 sk, int old)
 	connection->last_written = written_position(connection, (struct sock *)sk);
 	if (READ(((struct sock *)sk)->sk_err))
 		flags |= CONNECTION_BY_PEER;
+	if (old == TCP_FIN_WAIT2 && !close_entry(sk))
+		flags |= CONNECTION_PEER_ENDED; /* after our shutdown(2) */
 	set(connection, flags);
 	if (flags & CONNECTION_BY_PEER || old == TCP_FIN_WAIT2 || old == TCP_CLOSING || old == TCP_LAST_ACK)
 		return;
 	/* The owner aborts it (SO_LINGER 0, unread bytes): positions and counters will not outlive this moment. */
 	now = bpf_ktime_get_ns();
-	close_connection(connection, sk, closing_since(now), now, PROGRAM_STATE);
+	close_connection(connection, sk, closing_since(sk, now), now, PROGRAM_STATE);
 }
 
 /*
@@ -119,17 +128,17 @@ int on_inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
 		break;
 	case TCP_CLOSE_WAIT:
 	case TCP_CLOSING:
-		set(connection, CONNECTION_PEER_FIN);
+		set(connection, CONNECTION_PEER_FIN | CONNECTION_PEER_ENDED);
 		break;
 	case TCP_FIN_WAIT1:
 	case TCP_LAST_ACK:
 		/* Always our own doing: close, exit, exec, dup2 over it. Only shutdown leaves the socket in use. */
 		if (!in_shutdown(sk)) {
 			now = bpf_ktime_get_ns();
-			if (close_connection(connection, sk, closing_since(now), now, PROGRAM_STATE))
+			if (close_connection(connection, sk, closing_since(sk, now), now, PROGRAM_STATE))
 				break;
 		}
-		set(connection, CONNECTION_FIN);
+		set(connection, new == TCP_FIN_WAIT1 ? CONNECTION_FIN | CONNECTION_SHUT_FIRST : CONNECTION_FIN);
 		break;
 	}
 	return 0;
@@ -150,7 +159,7 @@ int on_tcp_destroy_sock(struct bpf_raw_tracepoint_args *ctx)
 	if (connection->error && !(connection->flags & CONNECTION_ANNOUNCED))
 		announce(connection, sk, PROGRAM_END);
 	else
-		close_connection(connection, sk, closing_since(now), now, PROGRAM_END);
+		close_connection(connection, sk, closing_since(sk, now), now, PROGRAM_END);
 	connections.delete(&sk);
 	return 0;
 }

@@ -19,7 +19,11 @@ BPF_ARRAY(call_classes, u8, SYSCALLS);
 
 struct thread {
 	u64 enter_ns;
-	u64 close_ns; /* entry of a close(2) that was the last call: files may be released after its exit tracepoint */
+	/*
+	 * What the last call, a close(2) or its kin, releases: a struct sock, CLOSES_ANY or 0. Kept beyond the call: a file
+	 * may be released after its exit tracepoint. exec and exit, which are no calls of ours, make an end of it.
+	 */
+	u64 close_sk;
 	u32 call;     /* enum call_class of the call it is in, CALL_NONE outside */
 	/* How far tail_messages has come: */
 	u32 message_call;
@@ -27,6 +31,8 @@ struct thread {
 	u32 message;
 	u32 position;
 };
+
+#define CLOSES_ANY 1 /* no address of a struct sock */
 
 /*
  * threads: tid -> the call it is in. Entries are made at a thread's first call, reused by every later one (a lookup is
@@ -58,6 +64,8 @@ struct connection {
 #define CONNECTION_PEER_FIN 16 /* the peer's FIN may have come, and have taken a sequence number of what is read */
 #define CONNECTION_DOWN 32     /* TCP_CLOSE was reached while its owner still held it */
 #define CONNECTION_BY_PEER 64  /* by a reset or a time-out */
+#define CONNECTION_PEER_ENDED 256 /* the peer's FIN came before its owner gave it up */
+#define CONNECTION_SHUT_FIRST 512 /* its owner had shut its sending side down before that */
 #define CONNECTION_FRAMES 128  /* began with HTTP/2's preface: what matters may be anywhere in a call */
 
 /*

@@ -15,7 +15,10 @@ int on_sched_process_exec(struct bpf_raw_tracepoint_args *ctx)
 	struct task_struct *task = (struct task_struct *)ctx->args[0];
 	struct task_struct *parent = READ(task->real_parent);
 	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	struct thread *thread = current_thread();
 
+	if (thread)
+		thread->close_sk = 0;
 	if (tgid == AGENT_TGID || READ(parent->tgid) == AGENT_TGID)
 		return 0;
 	watch_provisionally(tgid);

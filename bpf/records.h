@@ -93,7 +93,9 @@ struct open_record {
 	__u64 cookie;  /* the kernel's struct sock address: identity while the connection lives */
 };
 
-#define CLOSE_BY_PEER 1  /* header.flags: reset or time-out, not a call of ours */
+#define CLOSE_BY_PEER 1    /* header.flags: reset or time-out, not a call of ours */
+#define CLOSE_PEER_ENDED 2 /* header.flags: the peer's FIN came before its owner gave it up */
+#define CLOSE_SHUT_FIRST 4 /* header.flags: its owner had shut its sending side down before that FIN */
 
 struct close_record {
 	struct record_header header;

@@ -54,7 +54,10 @@ class CallClass(IntEnum):
 CALL_NAMES = tuple(item.name.lower() for item in CallClass)
 
 OPEN_FAILED = 1  # flags of an open record
-CLOSE_BY_PEER = 1  # flags of a close record
+# flags of a close record
+CLOSE_BY_PEER = 1
+CLOSE_PEER_ENDED = 2
+CLOSE_SHUT_FIRST = 4
 
 # struct record_header: kind, call, direction, flags, lane, sequence, tgid, connection, enter_ns, exit_ns
 _HEADER_FORMAT = "<BBBBHxxIIQQQ"

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import errno
 import socket
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from rover_plugin.capture.records import CLOSE_BY_PEER
+from rover_plugin.capture.records import CLOSE_BY_PEER, CLOSE_PEER_ENDED, CLOSE_SHUT_FIRST
 from tests.support import tun
 from tests.support.actor import Actor
 from tests.support.capture import needs_capture
@@ -132,12 +133,38 @@ def test_the_peer_closes_first(recorder: Recorder, actor: Actor, pair: tuple[soc
     actor.do("s.sendall(b'bye')")
     actor.do("s.close()")
     seen = ended(recorder, port, actor.pid)
-    assert seen.closed.flags == 0
+    assert seen.closed.flags == CLOSE_PEER_ENDED
     assert during(seen.closed, actor)
     assert totals(seen) == (len(HELLO) + 3, 4)
     (read,) = seen.moved(0)
     assert (read.position - seen.opened.read, read.size, read.data) == (0, 4, b"good")
     assert [(call.position - seen.opened.written) & tun.MASK for call in seen.moved(1)] == [0, len(HELLO)]
+
+
+UNRELATED = {
+    "the close of a file": "f = os.open('/dev/null', os.O_RDONLY); os.close(f)",
+    "the close of another descriptor of the socket": "other = os.dup(s.fileno()); os.close(other)",
+}
+
+
+@pytest.mark.parametrize("way", ["exit", "SIGKILL", "exec"])
+@pytest.mark.parametrize("before", UNRELATED)
+def test_its_end_begins_at_no_earlier_close(
+    recorder: Recorder, actor: Actor, pair: tuple[socket.socket, int], before: str, way: str
+) -> None:
+    ours, port = pair
+    end = {
+        "exit": "os._exit(0)",
+        "SIGKILL": "os.kill(os.getpid(), signal.SIGKILL)",
+        "exec": "os.execv('/bin/true', ['true'])",
+    }[way]
+    told_ns = time.monotonic_ns()
+    # Neither the wait nor the end is a call that capture looks at.
+    actor.tell(f"{UNRELATED[before]}; time.sleep(0.2); {end}")
+    assert ours.recv(100) == b""
+    seen = ended(recorder, port, actor.pid)
+    assert seen.closed.flags == 0
+    assert seen.closed.enter_ns - told_ns >= 200_000_000
 
 
 @pytest.mark.parametrize("how", ["SHUT_WR", "SHUT_RDWR"])
@@ -157,7 +184,7 @@ def test_shutdown_is_no_end(recorder: Recorder, actor: Actor, pair: tuple[socket
     assert not recorder.connection(port).closes
     actor.do("s.close()")
     seen = ended(recorder, port, actor.pid)
-    assert seen.closed.flags == 0
+    assert seen.closed.flags == CLOSE_PEER_ENDED | CLOSE_SHUT_FIRST
     assert during(seen.closed, actor)
     assert totals(seen) == (len(HELLO), 4 + len(expected))
     assert b"".join(call.data for call in seen.moved(0)) == b"good" + expected
@@ -206,7 +233,7 @@ def test_both_ends_close_at_once(recorder: Recorder, peer: tuple[Actor, TunPeer]
         assert not recorder.connection(far.port).closes
         actor.do("s.close()")
     seen = ended(recorder, far.port, actor.pid)
-    assert seen.closed.flags == 0
+    assert seen.closed.flags == (0 if first == "close" else CLOSE_PEER_ENDED | CLOSE_SHUT_FIRST)
     assert totals(seen) == (0, 0)
     if first == "shutdown":
         assert during(seen.closed, actor)

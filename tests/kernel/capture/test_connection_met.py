@@ -115,11 +115,14 @@ def test_bytes_that_io_uring_moves_show_in_the_totals(
     assert (server.closed.read - server.opened.read) & MASK == SIZE
 
 
-def test_a_connection_that_only_io_uring_uses(recorder: Recorder, mover: Mover) -> None:
+@pytest.mark.parametrize(
+    ("sender", "receiver"), [("uring_send", "uring_recv"), ("uring_writev_fixed", "uring_readv_fixed")]
+)
+def test_a_connection_that_only_io_uring_uses(recorder: Recorder, mover: Mover, sender: str, receiver: str) -> None:
     """Accepted before anybody watched, then used by io_uring alone: met at its first completion, with its totals."""
     recorder.capture.unwatch(mover.pid)
     recorder._keep = lambda tgid: tgid == mover.pid
-    truth = mover.move(4, "uring_send", "uring_recv", "one", SIZE, ready=lambda: recorder.capture.watch(mover.pid))
+    truth = mover.move(4, sender, receiver, "one", SIZE, ready=lambda: recorder.capture.watch(mover.pid))
     if truth.failed:
         pytest.skip(f"this kernel cannot: {truth.failed}")
     client = recorder.until_closed(truth.client_port, truth.server_port)

@@ -119,6 +119,8 @@ def test_enums_have_the_same_members(compiled: dict[str, int], name: str) -> Non
 def test_flags_are_the_same(compiled: dict[str, int]) -> None:
     assert compiled["OPEN_FAILED"] == records.OPEN_FAILED
     assert compiled["CLOSE_BY_PEER"] == records.CLOSE_BY_PEER
+    assert compiled["CLOSE_PEER_ENDED"] == records.CLOSE_PEER_ENDED
+    assert compiled["CLOSE_SHUT_FIRST"] == records.CLOSE_SHUT_FIRST
 
 
 def test_statistics_are_the_same() -> None:

@@ -60,11 +60,20 @@ class Completeness(StrEnum):
     """How much of an exchange was seen (design §4, "Exchange")."""
 
     COMPLETE = "complete"
-    TRUNCATED = "truncated"  # bytes of this exchange moved without being copied, and a field depends on them
+    TRUNCATED = "truncated"  # cut short, or bytes of it moved without being copied, and a field depends on them
     GAP = "gap"  # records of this exchange were lost
     LATE_JOIN = "late_join"  # the agent came after the connection began, and a field depends on what it missed
-    NO_RESPONSE = "no_response"  # connection closed, stream reset or time-out before a response
+    NO_RESPONSE = "no_response"  # connection closed, stream reset or time-out, and no byte of a final response before
     OPEN = "open"  # a report of a stream that goes on: it comes again, at the latest at its end
+
+
+class EndedBy(StrEnum):
+    """Who ended a message before its end, or a connection on which a response was still owed."""
+
+    LOCAL = "local"  # the watched process: it closed or reset the connection, or ended
+    REMOTE = "remote"  # the peer, in order: its FIN (RFC 9293 §3.6), or RST_STREAM or GOAWAY in HTTP/2
+    RESET = "reset"  # the peer's RST, or its silence until TCP gave up
+    AGENT = "agent"  # nobody: the agent stopped watching
 
 
 @dataclass(slots=True)
@@ -127,6 +136,7 @@ class Exchange:
     grpc_status: int | None = None
     grpc_message: str | None = None
     calls: list[Call] = field(default_factory=list)
+    ended_by: EndedBy | None = None  # where a message was cut short, or no response came; None: nobody, or not known
 
 
 @dataclass(frozen=True, slots=True)

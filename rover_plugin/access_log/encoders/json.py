@@ -69,6 +69,8 @@ class JsonEncoder:
             f'"response_body_bytes":{exchange.response_body_bytes},'
             f'"completeness":"{exchange.completeness}",'
         )
+        if exchange.ended_by is not None:
+            text += f'"ended_by":"{exchange.ended_by}",'
         if exchange.version == 2:
             text += f'"stream":{exchange.stream_id if exchange.stream_id is not None else "null"},'
             if exchange.grpc_status is not None:

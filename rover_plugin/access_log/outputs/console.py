@@ -109,7 +109,8 @@ class ConsoleOutput:
             message = f": {printable(item['grpc_message'])}" if item["grpc_message"] else ""
             parts.append(self._paint("red", item["grpc_status_name"] + message))
         if label != "complete":
-            parts.append(self._paint("yellow", label))
+            ended_by = f" ({item['ended_by']})" if "ended_by" in item else ""
+            parts.append(self._paint("yellow", label + ended_by))
         return " ".join(parts)
 
     def _paint(self, colour: str, text: str) -> str:

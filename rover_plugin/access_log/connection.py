@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from rover_plugin.access_log.conversation import Conversation
-from rover_plugin.access_log.model import Direction, Role
-from rover_plugin.capture.records import OpenCause
+from rover_plugin.access_log.model import Direction, EndedBy, Role
+from rover_plugin.capture.records import CLOSE_BY_PEER, CLOSE_PEER_ENDED, CLOSE_SHUT_FIRST, OpenCause
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +42,7 @@ class Connection:
 
     __slots__ = (
         "_expected",
+        "_hole",
         "conversation",
         "cookie",
         "frames_told",
@@ -85,6 +86,8 @@ class Connection:
         self.last_ns = 0
         # Position of the next byte by direction; None until the first call of a connection met midway.
         self._expected: list[int | None] = [None, None]
+        # By direction, where the latest gap began and its size: its records may only be late.
+        self._hole = [(0, 0), (0, 0)]
 
     def begin(self, written: int, read: int) -> None:
         """Both streams begin at these positions; not to be called for a connection met midway."""
@@ -103,26 +106,53 @@ class Connection:
         self.last_ns = call.exit_ns
         self.open_calls += 1
         expected = self._expected[direction]
-        self._expected[direction] = (position + call.size) & _MASK
-        if expected is not None and expected != position:
-            distance = (position - expected) & _MASK
-            # The other half: records of two threads in the wrong order; the bytes are taken as they come. And a read
-            # that takes the last bytes together with the FIN finds the position one further on (net/ipv4/tcp.c,
-            # tcp_recvmsg_locked, found_fin_ok).
-            if distance < _HALF and not (distance == 1 and direction == Direction.INGRESS):
-                self.gap_bytes += distance
-                self.conversation.gap(direction, distance)
+        end = (position + call.size) & _MASK
+        if expected is None or expected == position:
+            self._expected[direction] = end
+        elif self._misplaced(direction, call, expected, position, end):
+            return
+        if self._expected[1 - direction] is None and call.opposite >= 0:
+            self._expected[1 - direction] = call.opposite
         if offset:
             self.conversation.gap(direction, offset, recorded=True)
         self.conversation.receive(direction, call, data, call.size - offset - len(data))
+
+    def _misplaced(self, direction: int, call: Call, expected: int, position: int, end: int) -> bool:
+        """Takes note of bytes that are not the next ones; returns whether they come too late to be of use."""
+        distance = (position - expected) & _MASK
+        if distance < _HALF:
+            self._expected[direction] = end
+            # A read that takes the last bytes together with the FIN finds the position one further on (net/ipv4/tcp.c,
+            # tcp_recvmsg_locked, found_fin_ok).
+            if distance > 1 or direction != Direction.INGRESS:
+                self.gap_bytes += distance
+                self._hole[direction] = (expected, distance)
+                self.conversation.gap(direction, distance)
+            return False
+        # Records of two threads in the wrong order.
+        start, size = self._hole[direction]
+        if ((position - start) & _MASK) + call.size <= size:
+            self.gap_bytes -= call.size
+            self.conversation.loose.append(call)
+            return True
+        if (end - expected) & _MASK < _HALF:
+            self._expected[direction] = end
+        return False
 
     def add_log(self, call: Call) -> None:
         """Takes a call that moved no bytes: connect, accept, close."""
         self.open_calls += 1
         self.conversation.loose.append(call)
 
-    def close(self, written: int, read: int, now_ns: int) -> None:
-        """The connection ended at these positions: bytes without a record are a gap, what is open comes out."""
+    def close(self, written: int, read: int, now_ns: int, flags: int = 0) -> None:
+        """The connection ended at these positions: bytes without a record are a gap, what is open comes out.
+
+        Args:
+            written: TCP sequence number after the last byte written.
+            read: that after the last byte read.
+            now_ns: when.
+            flags: of the close record.
+        """
         for direction, position in ((Direction.INGRESS, read), (Direction.EGRESS, written)):
             expected = self._expected[direction]
             distance = (position - expected) & _MASK if expected is not None else 0
@@ -130,4 +160,13 @@ class Connection:
             if 1 < distance < _HALF:
                 self.gap_bytes += distance
                 self.conversation.gap(direction, distance)
-        self.conversation.close(now_ns)
+        self.conversation.close(now_ns, _ended_by(flags))
+
+
+def _ended_by(flags: int) -> tuple[EndedBy, EndedBy]:
+    """Who ended what is read and what is written, from the flags of a close record."""
+    if flags & CLOSE_BY_PEER:
+        return EndedBy.RESET, EndedBy.RESET
+    if not flags & CLOSE_PEER_ENDED:
+        return EndedBy.LOCAL, EndedBy.LOCAL
+    return EndedBy.REMOTE, EndedBy.LOCAL if flags & CLOSE_SHUT_FIRST else EndedBy.REMOTE

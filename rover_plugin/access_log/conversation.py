@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from rover_plugin.access_log.model import Call, Direction, Exchange, ProtocolName, Role, Side
-from rover_plugin.access_log.protocols.analyzer import Framing
+from rover_plugin.access_log.model import Call, Completeness, Direction, EndedBy, Exchange, ProtocolName, Role, Side
+from rover_plugin.access_log.protocols.analyzer import NOBODY, Framing
 from rover_plugin.access_log.protocols.detect import Detector, Verdict, proxy_header_size
 from rover_plugin.access_log.protocols.http1 import Http1Analyzer
 from rover_plugin.access_log.protocols.http2.analyzer import Http2Analyzer
@@ -18,7 +18,7 @@ from rover_plugin.access_log.protocols.http2.analyzer import Http2Analyzer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rover_plugin.access_log.protocols.analyzer import Analyzer, Handover, Part
+    from rover_plugin.access_log.protocols.analyzer import Analyzer, Ends, Handover, Part
 
 # Calls that wait while nobody knows what is spoken; beyond it they are let go and detection goes on without them.
 _MAX_UNDECIDED: Final = 32
@@ -135,17 +135,21 @@ class Conversation:
             self._analyzer.report_open(before_ns)
             self._take(self._analyzer)
 
-    def close(self, now_ns: int) -> None:
-        """The connection ended: everything held comes out."""
+    def close(self, now_ns: int, ended_by: Ends = NOBODY) -> None:
+        """The connection ended, the bytes of each direction by whom `ended_by` says: everything held comes out."""
         self._let_go()
         analyzer = self._analyzer
         if analyzer is None:
             return
         try:
-            analyzer.close(now_ns)
+            analyzer.close(now_ns, (ended_by[self._requests], ended_by[1 - self._requests]))
         except Exception:  # noqa: BLE001 see receive
             self._contain(analyzer, None)
             return
+        if EndedBy.AGENT in ended_by:
+            for exchange in analyzer.exchanges:
+                if exchange.completeness is Completeness.NO_RESPONSE:  # there may have been one
+                    exchange.completeness = Completeness.TRUNCATED
         self._take(analyzer)
 
     # -- finding out --

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from rover_plugin.access_log.connection import Connection
 from rover_plugin.access_log.conversation import Conversation
-from rover_plugin.access_log.model import Call, Operation, ProtocolName
+from rover_plugin.access_log.model import Call, Completeness, EndedBy, Operation, ProtocolName
 from rover_plugin.capture.records import CALL, CLOSE, HEADER, OPEN, OPEN_FAILED, CallClass, OpenCause, RecordKind
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class Shard:
         self._with_loose: dict[Connection, None] = {}  # a set would flush in an order of its own
         self.records = 0
         self.lost = 0
+        self._lost_ns = -1  # when a record was read before which others were missing, the latest
         self.calls_out = 0
         self.exchanges_out = 0
         self.bookkeeping = 0
@@ -119,7 +120,7 @@ class Shard:
                 _,
             ) = CALL.unpack_from(data, start)
             if self._sequences.get(lane, 0) + 1 != sequence:
-                self._count_loss(lane, sequence)
+                self._count_loss(lane, sequence, exit_ns)
             self._sequences[lane] = sequence
             connection = self.connections.get(identity)
             if connection is None:
@@ -179,10 +180,11 @@ class Shard:
             connection.frames_told = True
             self._sink.policy(connection, direction, end & 0xFFFFFFFF, never=False)
 
-    def _count_loss(self, lane: int, sequence: int) -> None:
+    def _count_loss(self, lane: int, sequence: int, exit_ns: int) -> None:
         missing = (sequence - self._sequences.get(lane, 0) - 1) & 0xFFFFFFFF
         if missing < 1 << 31:
             self.lost += missing
+            self._lost_ns = exit_ns
 
     def _unparsed(self, reason: str) -> None:
         self.unparsed[reason] = self.unparsed.get(reason, 0) + 1
@@ -192,12 +194,12 @@ class Shard:
     def _rare(self, data: memoryview, start: int) -> None:
         kind, _, _, flags, lane, sequence, tgid, identity, enter_ns, exit_ns = HEADER.unpack_from(data, start)
         if self._sequences.get(lane, 0) + 1 != sequence:
-            self._count_loss(lane, sequence)
+            self._count_loss(lane, sequence, exit_ns)
         self._sequences[lane] = sequence
         if kind == _OPEN_KIND:
             self._open(OPEN.unpack_from(data, start)[10:], tgid, identity, flags, enter_ns, exit_ns)
         else:
-            self._close(CLOSE.unpack_from(data, start)[10:], identity, enter_ns, exit_ns)
+            self._close(CLOSE.unpack_from(data, start)[10:], identity, flags, enter_ns, exit_ns)
 
     def _open(
         self, fields: tuple[object, ...], tgid: int, identity: int, flags: int, enter_ns: int, exit_ns: int
@@ -237,17 +239,17 @@ class Shard:
         connection.begin(written, read)  # type: ignore[arg-type]
         self._with_loose[connection] = None
 
-    def _close(self, fields: tuple[int, ...], identity: int, enter_ns: int, exit_ns: int) -> None:
+    def _close(self, fields: tuple[int, ...], identity: int, flags: int, enter_ns: int, exit_ns: int) -> None:
         connection = self.connections.get(identity)
         if connection is None:
             self._unparsed("unknown_connection")
             return
-        connection.close(fields[0], fields[1], exit_ns)
+        connection.close(fields[0], fields[1], exit_ns, flags)
         connection.add_log(Call(Operation.CLOSE, CallClass.CLOSE, enter_ns, exit_ns))
         self._end(connection, exit_ns)
 
     def _end(self, connection: Connection, now_ns: int) -> None:
-        connection.conversation.close(now_ns)
+        connection.conversation.close(now_ns, (EndedBy.AGENT, EndedBy.AGENT))
         self._exchanges(connection)
         self._flush_loose(connection)
         self._with_loose.pop(connection, None)
@@ -285,6 +287,9 @@ class Shard:
         """Lets go what nothing has answered since `before_ns`; walks all connections."""
         for connection in list(self.connections.values()):
             connection.conversation.expire(before_ns)
+            for exchange in connection.conversation.exchanges:
+                if exchange.completeness is Completeness.NO_RESPONSE and exchange.end_ns <= self._lost_ns:
+                    exchange.completeness = Completeness.GAP  # what was lost may have been its response
             self._exchanges(connection)
             if connection.conversation.loose:
                 self._with_loose[connection] = None

@@ -13,12 +13,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rover_plugin.access_log.model import Call, Exchange, ProtocolName, Side
+    from rover_plugin.access_log.model import Call, EndedBy, Exchange, ProtocolName, Side
+
+
+Ends = tuple["EndedBy | None", "EndedBy | None"]
+"""Who ended the bytes of requests, and of responses (by `Side`); `None` if that is not known."""
+
+NOBODY: Final[Ends] = (None, None)
 
 
 class Framing(IntEnum):
@@ -117,8 +123,11 @@ class Analyzer(Protocol):
     def expire(self, before_ns: int) -> None:
         """Emits as `NO_RESPONSE` the requests that nothing has answered and whose last byte is older than this."""
 
-    def close(self, now_ns: int) -> None:
-        """The connection ended, or the analyser is no longer wanted: everything open comes out."""
+    def close(self, now_ns: int, ended_by: Ends = NOBODY) -> None:
+        """The connection ended, or the analyser is no longer wanted: everything open comes out.
+
+        `ended_by` becomes that of messages this cut short (RFC 9112 §8) and, the response's, of unanswered requests.
+        """
 
     def unneeded(self, side: Side) -> int:
         """Capture policy: how many of this side's next bytes need not be copied; 0 = all needed, -1 = none, ever."""

@@ -26,7 +26,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from rover_plugin.access_log.model import Call, Completeness, Exchange, Operation, ProtocolName, Side
-from rover_plugin.access_log.protocols.analyzer import Framing, Handover, Piece
+from rover_plugin.access_log.protocols.analyzer import NOBODY, Framing, Handover, Piece
 from rover_plugin.access_log.protocols.http1_head import (
     CHUNKED,
     PREFACE_LINE,
@@ -45,7 +45,7 @@ from rover_plugin.access_log.protocols.http1_pairing import Pairing
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rover_plugin.access_log.protocols.analyzer import Part
+    from rover_plugin.access_log.protocols.analyzer import Ends, Part
     from rover_plugin.access_log.protocols.http1_head import RequestHead
 
 MAX_HEAD = 65_536
@@ -204,7 +204,7 @@ class Http1Analyzer:
                 self._end(half)
         self._pairing.expire(before_ns)
 
-    def close(self, now_ns: int) -> None:  # noqa: ARG002 - the seam has it; here the last byte's time is what counts
+    def close(self, now_ns: int, ended_by: Ends = NOBODY) -> None:  # noqa: ARG002 the last byte's time is what counts
         """See `Analyzer.close`."""
         for half in (self._response, self._request):
             if half.state == _HEAD:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from rover_plugin.access_log.model import Call, Exchange, ProtocolName, Side
-from rover_plugin.access_log.protocols.analyzer import Framing
+from rover_plugin.access_log.protocols.analyzer import NOBODY, Framing
 from rover_plugin.access_log.protocols.http2 import frames
 from rover_plugin.access_log.protocols.http2.analyzer import MAX_HEADER_BLOCK
 from rover_plugin.access_log.protocols.http2.half import LARGEST_SOUGHT_FRAME
@@ -22,7 +22,7 @@ from rover_plugin.access_log.redaction.pieces import Piece, part, place, spread
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rover_plugin.access_log.protocols.analyzer import Handover, Part
+    from rover_plugin.access_log.protocols.analyzer import Ends, Handover, Part
 
 _SIZE: Final = frames.FRAME_HEADER_SIZE
 # Kinds without any text in them.
@@ -59,7 +59,7 @@ class Http2Redactor:
     def expire(self, before_ns: int) -> None:
         """Nothing here has a time."""
 
-    def close(self, now_ns: int) -> None:
+    def close(self, now_ns: int, ended_by: Ends = NOBODY) -> None:
         """What is incomplete stays zero."""
 
     def unneeded(self, side: Side) -> int:  # noqa: ARG002 the seam's signature

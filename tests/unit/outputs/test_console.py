@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rover_plugin.access_log.model import Completeness, Endpoint, ProtocolName, ResolvedConnection, Role
+from rover_plugin.access_log.model import Completeness, EndedBy, Endpoint, ProtocolName, ResolvedConnection, Role
 from rover_plugin.access_log.outputs.console import ConsoleOutput
 from rover_plugin.telemetry.counters import Counters
 from tests.support.connections import SERVED, encoder, exchange
@@ -148,3 +148,9 @@ def test_a_reader_that_left_ends_nothing() -> None:
     lines, counters = shown(exchange(), exchange(), screen=Screen(gone=True))
     assert len(lines) == 3  # what had been written when the pipe broke
     assert counters.value("logs_exported", output="console", unit="protocol") == 2
+
+
+def test_a_cut_message_says_who_ended_it() -> None:
+    cut = replace(exchange(), completeness=Completeness.TRUNCATED, ended_by=EndedBy.REMOTE)
+    (_, line), _ = shown(cut)
+    assert line.endswith("truncated (remote)")

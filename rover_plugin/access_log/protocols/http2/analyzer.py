@@ -27,7 +27,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from rover_plugin.access_log.model import Completeness, Exchange, Operation, ProtocolName, Side
-from rover_plugin.access_log.protocols.analyzer import Framing
+from rover_plugin.access_log.protocols.analyzer import NOBODY, Framing
 from rover_plugin.access_log.protocols.http2 import frames
 from rover_plugin.access_log.protocols.http2.half import LARGEST_SOUGHT_FRAME, Half
 from rover_plugin.access_log.protocols.http2.resync import Segment
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rover_plugin.access_log.model import Call
-    from rover_plugin.access_log.protocols.analyzer import Handover, Part
+    from rover_plugin.access_log.protocols.analyzer import Ends, Handover, Part
 
 MAX_STREAMS: Final = 10_000
 MAX_HEADER_BLOCK: Final = 256 * 1024
@@ -178,7 +178,7 @@ class Http2Analyzer:
             self.exchanges.append(replace(exchange, completeness=Completeness.OPEN))
             exchange.calls = []
 
-    def close(self, now_ns: int) -> None:  # noqa: ARG002 - the seam has it; ends are the calls' times here
+    def close(self, now_ns: int, ended_by: Ends = NOBODY) -> None:  # noqa: ARG002 ends are the calls' times here
         """The connection ended: every open stream and every call kept back comes out."""
         for direction in self._directions:
             self._release(direction)

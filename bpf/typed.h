@@ -24,11 +24,12 @@
 
 /*
  * Any address gets one since 6.2: LOAD(TYPED(file, address)->f_mode). bpf_rdonly_cast is no function at run time, and
- * loads through it from wrong addresses give 0. Its call is completed by rover_plugin/capture/build.py.
+ * loads through it from wrong addresses give 0. Its call is completed by rover_plugin/capture/build.py. The name is our
+ * own, as newer bpftools declare the kernel's functions under theirs.
  */
 #if defined(BTF_FUNC_bpf_rdonly_cast) && !PLAIN
-static void *(*bpf_rdonly_cast)(const void *, u32) = (void *)BTF_FUNC_bpf_rdonly_cast;
-#define TYPED(type, address) ((struct type *)bpf_rdonly_cast((void *)(address), BTF_STRUCT_##type))
+static void *(*rover_rdonly_cast)(const void *, u32) = (void *)BTF_FUNC_bpf_rdonly_cast;
+#define TYPED(type, address) ((struct type *)rover_rdonly_cast((void *)(address), BTF_STRUCT_##type))
 #define LOAD(from) (from)
 #else
 #define TYPED(type, address) ((struct type *)(address))

@@ -95,8 +95,9 @@ def compile_and_load(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]
     try:
         module = bcc.BPF(text=request["source"], cflags=flags)
     except Exception as error:
+        version = getattr(bcc, "__version__", "?")
         raise CaptureError(
-            "the BPF source does not compile on this kernel", hint="report it with the log above"
+            f"bcc {version} does not compile the BPF source for this kernel", hint="report it with the log above"
         ) from error
     maps = {name: module[name].map_fd for name in request["maps"]}
     programs = {}

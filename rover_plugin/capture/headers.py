@@ -17,11 +17,11 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from rover_plugin.capture.btf import Kind, type_ids
+from rover_plugin.capture.btf import BTF_PATH, Kind, type_ids
 from rover_plugin.errors import CaptureError
 
-BTF_PATH = Path("/sys/kernel/btf/vmlinux")
 CACHE_ROOTS = (Path("/var/cache/rover"), Path(tempfile.gettempdir()) / f"rover-cache-{os.getuid()}")
+_INSTALL = "apt install bpftool, or dnf install bpftool"
 
 # bcc's helper header asks for these; everything in them is in the BTF dump or in KCONFIG below.
 _EMPTY_HEADERS = (
@@ -38,11 +38,13 @@ _EMPTY_HEADERS = (
 )
 
 # BPF_NO_PRESERVE_ACCESS_INDEX: bcc 0.26 cannot apply CO-RE relocations, and does not need them here.
+# BPF_NO_KFUNC_PROTOTYPES: newer bpftools declare the kernel's functions too, under names that programs may define.
 # The UAPI guards: bcc embeds its own copy of bpf.h, whose enums would clash with the BTF dump's.
 _KCONFIG = """\
 #ifndef ROVER_KCONFIG_H
 #define ROVER_KCONFIG_H
 #define BPF_NO_PRESERVE_ACCESS_INDEX
+#define BPF_NO_KFUNC_PROTOTYPES
 #define _UAPI__LINUX_BPF_H__
 #define _UAPI__LINUX_BPF_COMMON_H__
 #include "vmlinux.h"
@@ -131,6 +133,8 @@ _HELPER_IDS = {
 def kernel_tree() -> Path:
     """Returns the path of a source tree for `BCC_KERNEL_SOURCE`, made from the running kernel's BTF and cached.
 
+    Another kernel, another bpftool or another version of this file makes another tree.
+
     Raises:
         CaptureError: no BTF, no bpftool, or nowhere to write.
     """
@@ -141,7 +145,8 @@ def kernel_tree() -> Path:
             path=str(BTF_PATH),
         )
     release = platform.release()
-    identity = f"{release}-{platform.version()}-{BTF_PATH.stat().st_size}-{_KCONFIG}"
+    tool = bpftool_path()
+    identity = f"{release}-{platform.version()}-{BTF_PATH.stat().st_size}-{bpftool_version(tool)}-{_KCONFIG}"
     name = f"btf-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     for root in CACHE_ROOTS:
         tree = root / name
@@ -153,7 +158,7 @@ def kernel_tree() -> Path:
             building = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=root))
         except OSError:
             continue
-        _write_tree(building, release)
+        _write_tree(building, release, tool)
         try:
             building.rename(tree)
         except OSError:
@@ -171,14 +176,14 @@ def kernel_functions(tree: Path) -> set[int]:
     return {int(number) for number in re.findall(r"^#define BTF_FUNC_\w+ (\d+)$", text, re.MULTILINE)}
 
 
-def _write_tree(tree: Path, release: str) -> None:
+def _write_tree(tree: Path, release: str, tool: str) -> None:
     include = tree / "include"
     (include / "linux").mkdir(parents=True)
     for header in _EMPTY_HEADERS:
         path = include / header
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    vmlinux = _dump_btf()
+    vmlinux = _dump_btf(tool)
     (include / "linux" / "vmlinux.h").write_text(vmlinux)
     known = set(re.findall(r"\bBPF_FUNC_(\w+) =", vmlinux))
     unknown = {name: number for name, number in _HELPER_IDS.items() if name not in known}
@@ -196,10 +201,34 @@ def _write_tree(tree: Path, release: str) -> None:
     (tree / "complete").touch()
 
 
-def _dump_btf() -> str:
+def bpftool_path() -> str:
+    """Path of bpftool, which may lie where only root's PATH leads.
+
+    Raises:
+        CaptureError: it is not installed.
+    """
     tool = shutil.which("bpftool", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/local/sbin")
     if tool is None:
-        raise CaptureError("bpftool is not installed", hint="install the package bpftool (apt or dnf install bpftool)")
+        raise CaptureError("bpftool is not installed", hint=_INSTALL)
+    return tool
+
+
+def bpftool_version(tool: str) -> str:
+    """What a bpftool says of itself, its libbpf included.
+
+    Raises:
+        CaptureError: it does not run.
+    """
+    try:
+        done = subprocess.run([tool, "version"], capture_output=True, text=True, errors="replace", check=False)
+    except OSError as error:
+        raise CaptureError(f"{tool} does not run: {error.strerror}", hint=_INSTALL) from error
+    if done.returncode != 0:
+        raise CaptureError(f"{tool} does not run: {done.stderr.strip() or done.returncode}", hint=_INSTALL)
+    return done.stdout
+
+
+def _dump_btf(tool: str) -> str:
     command = [tool, "btf", "dump", "file", str(BTF_PATH), "format", "c"]
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode != 0 or not done.stdout:

@@ -7,12 +7,9 @@ import platform
 import re
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
+from rover_plugin.capture.btf import BTF_PATH
 from rover_plugin.errors import CaptureError
-
-KALLSYMS = Path("/proc/kallsyms")
-TRACEFS = Path("/sys/kernel/tracing/events")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +44,15 @@ ACCESS_LOG_PROBES = (
 
 @cache
 def available_tracepoints() -> frozenset[str]:
-    """Names of the kernel's tracepoints: from kallsyms, else from tracefs; empty where neither can be read."""
+    """Names of the kernel's raw tracepoints, by the type that BTF has for each; empty where there is no BTF.
+
+    Source: __DEFINE_EVENT in include/trace/bpf_probe.h.
+    """
     try:
-        with KALLSYMS.open() as symbols:
-            marked = (line.split()[2] for line in symbols if " __tracepoint_" in line)
-            names = frozenset(name.removeprefix("__tracepoint_") for name in marked)
-    except (OSError, IndexError):
-        names = frozenset()
-    if names:
-        return names
-    return frozenset(path.name for path in TRACEFS.glob("*/*"))
+        types = BTF_PATH.read_bytes()
+    except OSError:
+        return frozenset()
+    return frozenset(name.decode() for name in re.findall(rb"\0btf_trace_(\w+)(?=\0)", types))
 
 
 def kernel_version() -> tuple[int, int]:

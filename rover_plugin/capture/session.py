@@ -80,7 +80,11 @@ class CaptureOptions:
 
 
 class Capture:
-    """The kernel side while it runs. `start` attaches; until then nothing is seen."""
+    """The kernel side while it runs. `start` attaches; until then nothing is seen.
+
+    Attributes:
+        plain_reason: why the plain form was loaded though nobody asked for it; empty if it was not.
+    """
 
     def __init__(self, options: CaptureOptions) -> None:
         if not 1 <= options.shards <= MAX_SHARDS:
@@ -90,6 +94,7 @@ class Capture:
             )
         self.options = options
         self._present, self._missing = decide()
+        self.plain_reason = ""
         try:
             self._loaded = self._load(plain=options.plain)
         except PrivilegeError:
@@ -98,6 +103,7 @@ class Capture:
             if options.plain:
                 raise
             # One that does not take what is quicker may take what every kernel takes; if not, that is the error.
+            self.plain_reason = error.message
             log.warning("bpf_plain", reason=error.message)
             self._loaded = self._load(plain=True)
         maps = self._loaded.maps

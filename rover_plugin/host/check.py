@@ -9,9 +9,7 @@ from __future__ import annotations
 import os
 import re
 import resource
-import shutil
 import socket
-import subprocess
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -31,7 +29,9 @@ _MEMLOCK_NEEDED = 64 << 20
 _BACKEND_TIMEOUT_S = 2.0
 
 _BTF = Path("/sys/kernel/btf/vmlinux")
-_TRACEFS = (Path("/sys/kernel/tracing/events"), Path("/sys/kernel/debug/tracing/events"))
+# What sends to the backend, if `skywalking` is among the outputs.
+_REPORTING = ("access_log.active", "process_discovery.local.active", "process_discovery.kubernetes.active")
+
 _LOCKDOWN = Path("/sys/kernel/security/lockdown")
 
 
@@ -90,16 +90,6 @@ def lockdown(_: Settings) -> Iterator[Finding]:
         yield Finding("lockdown", Status.FAIL, "confidentiality mode keeps BPF from reading", hint)
 
 
-def tracefs(_: Settings) -> Iterator[Finding]:
-    """Tracepoints can be listed."""
-    for path in _TRACEFS:
-        if os.access(path, os.R_OK | os.X_OK):
-            yield Finding("tracefs", Status.OK, str(path.parent))
-            return
-    hint = "mount -t tracefs tracefs /sys/kernel/tracing"
-    yield Finding("tracefs", Status.WARN, "not mounted or not readable; tracepoints cannot be looked up", hint)
-
-
 def bcc(_: Settings) -> Iterator[Finding]:
     """The BPF Compiler Collection's Python module is there, and is not PyPI's project of the same name."""
     from rover_plugin.capture.build import import_bcc  # noqa: PLC0415 - loading it takes long, and only this needs it
@@ -114,16 +104,14 @@ def bcc(_: Settings) -> Iterator[Finding]:
 
 def bpftool(_: Settings) -> Iterator[Finding]:
     """The command bpftool is there; it prints the kernel's types for the compiler."""
-    hint = "apt install bpftool, or dnf install bpftool"
-    path = shutil.which("bpftool", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/local/sbin")
-    if path is None:
-        yield Finding("bpftool", Status.FAIL, "not installed", hint)
-        return
-    answer = subprocess.run([path, "version"], capture_output=True, text=True, check=False)
-    if answer.returncode == 0:
-        yield Finding("bpftool", Status.OK, answer.stdout.partition("\n")[0])
+    from rover_plugin.capture.headers import bpftool_path, bpftool_version  # noqa: PLC0415 - as in `probes`
+
+    try:
+        version = bpftool_version(bpftool_path())
+    except RoverError as error:
+        yield Finding("bpftool", Status.FAIL, error.message, error.hint)
     else:
-        yield Finding("bpftool", Status.FAIL, answer.stderr.strip() or f"{path} does not run", hint)
+        yield Finding("bpftool", Status.OK, version.partition("\n")[0])
 
 
 def memlock(_: Settings) -> Iterator[Finding]:
@@ -153,10 +141,33 @@ def probes(_: Settings) -> Iterator[Finding]:
             yield Finding(f"probe {name}", Status.WARN, f"missing, lost without it: {lost}")
 
 
+def programs(settings: Settings) -> Iterator[Finding]:
+    """The BPF programs compile and load, and in the form that costs watched processes least."""
+    from rover_plugin.access_log.options import capture_options  # noqa: PLC0415 - as in `probes`
+    from rover_plugin.capture.session import Capture  # noqa: PLC0415 - as in `probes`
+
+    if not may_load_bpf(effective_capabilities()):
+        return  # `privileges` says what is missing
+    try:
+        capture = Capture(capture_options(settings))
+    except RoverError as error:
+        yield Finding("bpf programs", Status.FAIL, error.message, error.hint)
+        return
+    capture.close()
+    if capture.plain_reason:
+        detail = f"only in the plain form, which costs watched processes more: {capture.plain_reason}"
+        yield Finding("bpf programs", Status.WARN, detail, "report it with what standard error says")
+    else:
+        yield Finding("bpf programs", Status.OK, "compile and load")
+
+
 def backend(settings: Settings) -> Iterator[Finding]:
-    """The OAP accepts connections, if access logs go there."""
+    """The OAP accepts connections, if access logs or processes are reported to it."""
     if "skywalking" not in settings.items("access_log.outputs"):
         yield Finding("backend", Status.OK, "not needed: access_log.outputs is without skywalking")
+        return
+    if not any(settings.flag(key) for key in _REPORTING):
+        yield Finding("backend", Status.OK, f"not needed: none of {', '.join(_REPORTING)} is true")
         return
     reachable = False
     findings = []
@@ -179,11 +190,11 @@ CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     btf,
     privileges,
     lockdown,
-    tracefs,
     bcc,
     bpftool,
     memlock,
     probes,
+    programs,
     backend,
 )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 import pytest
 
 from rover_plugin.capture.bpf import Map
-from rover_plugin.capture.headers import BTF_PATH
+from rover_plugin.capture.btf import BTF_PATH
 from rover_plugin.capture.records import CALL, CLOSE, OPEN, CallClass, OpenCause, RecordKind
 from rover_plugin.capture.ring import RingReader
 from rover_plugin.capture.session import Capture, CaptureOptions

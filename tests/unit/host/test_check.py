@@ -12,7 +12,8 @@ import pytest
 import structlog
 from click.testing import CliRunner
 
-from rover_plugin.capture import plan, privileges
+from rover_plugin.capture import headers, plan, privileges, session
+from rover_plugin.errors import CaptureError
 from rover_plugin.host import check
 from rover_plugin.host.check import Finding, Status
 from rover_plugin.host.cli import cli
@@ -103,15 +104,6 @@ def test_a_kernel_without_lockdown_is_not_mentioned(tmp_path: Path, monkeypatch:
     assert list(check.lockdown(CONSOLE)) == []
 
 
-def test_tracefs_is_looked_for_in_both_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "_TRACEFS", (tmp_path / "tracing" / "events", tmp_path / "debug" / "events"))
-    (finding,) = check.tracefs(CONSOLE)
-    assert (finding.status, finding.hint.split()[0]) == (Status.WARN, "mount")
-    (tmp_path / "debug" / "events").mkdir(parents=True)
-    (finding,) = check.tracefs(CONSOLE)
-    assert (finding.status, finding.detail) == (Status.OK, str(tmp_path / "debug"))
-
-
 def test_another_project_called_bcc_is_told_from_the_right_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bcc.py").write_text("__version__ = '1'\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -153,9 +145,9 @@ def test_bpftool_must_run(
 
 
 def test_a_missing_bpftool_fails_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check.shutil, "which", lambda *_, **__: None)
+    monkeypatch.setattr(headers.shutil, "which", lambda *_, **__: None)
     assert list(check.bpftool(CONSOLE)) == [
-        Finding("bpftool", Status.FAIL, "not installed", "apt install bpftool, or dnf install bpftool")
+        Finding("bpftool", Status.FAIL, "bpftool is not installed", "apt install bpftool, or dnf install bpftool")
     ]
 
 
@@ -212,7 +204,8 @@ def refusing() -> Iterator[str]:
 
 
 def at(*addresses: str) -> list[Finding]:
-    return list(check.backend(load(environ={}, overrides=[f"core.backend.addr={','.join(addresses)}"])))
+    overrides = [f"core.backend.addr={','.join(addresses)}", "access_log.active=true"]
+    return list(check.backend(load(environ={}, overrides=overrides)))
 
 
 def test_a_backend_that_listens_is_fine(listening: str) -> None:
@@ -230,9 +223,56 @@ def test_one_backend_of_several_suffices(listening: str, refusing: str) -> None:
     assert [finding.status for finding in at(refusing, listening)] == [Status.OK, Status.WARN]
 
 
-def test_a_backend_that_is_not_used_need_not_be_there() -> None:
-    (finding,) = check.backend(CONSOLE)
+@pytest.mark.parametrize(
+    "used",
+    [
+        ["access_log.active=true", "access_log.outputs=console"],
+        ["access_log.active=true", "access_log.outputs=jsonl,console", "process_discovery.local.active=true"],
+        [],
+    ],
+)
+def test_a_backend_that_is_not_used_need_not_be_there(refusing: str, used: list[str]) -> None:
+    (finding,) = check.backend(load(environ={}, overrides=[*used, f"core.backend.addr={refusing}"]))
     assert (finding.status, finding.detail[:10]) == (Status.OK, "not needed")
+
+
+@pytest.mark.parametrize("user", ["access_log.active", "process_discovery.local.active"])
+def test_a_backend_that_access_logs_or_processes_go_to_must_be_there(refusing: str, user: str) -> None:
+    (finding,) = check.backend(load(environ={}, overrides=[f"{user}=true", f"core.backend.addr={refusing}"]))
+    assert finding.status is Status.FAIL
+
+
+def test_programs_that_load_only_in_the_plain_form_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fallback:
+        plain_reason = "bcc 0.31.0 does not compile the BPF source for this kernel"
+
+        def __init__(self, _: object) -> None: ...
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(check, "may_load_bpf", lambda _: True)
+    monkeypatch.setattr(session, "Capture", Fallback)
+    (finding,) = check.programs(CONSOLE)
+    assert finding.status is Status.WARN
+    assert Fallback.plain_reason in finding.detail
+
+
+def test_programs_that_do_not_load_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> None:
+        refusal = "the kernel refuses the BPF program on_sys_exit"
+        raise CaptureError(refusal, hint="report it")
+
+    monkeypatch.setattr(check, "may_load_bpf", lambda _: True)
+    monkeypatch.setattr(session, "Capture", refuse)
+    assert list(check.programs(CONSOLE)) == [
+        Finding("bpf programs", Status.FAIL, "the kernel refuses the BPF program on_sys_exit", "report it")
+    ]
+
+
+def test_programs_are_not_tried_without_the_right_to() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(check, "may_load_bpf", lambda _: False)
+        assert list(check.programs(CONSOLE)) == []
 
 
 @pytest.mark.parametrize(
@@ -256,7 +296,7 @@ def test_the_command_exits_1_only_if_something_fails(
 
 def test_every_check_answers_on_this_host_whatever_it_is() -> None:
     findings = check.check(CONSOLE)
-    assert {"kernel", "btf", "bpf privileges", "tracefs", "bcc", "bpftool", "memlock", "backend"} <= {
+    assert {"kernel", "btf", "bpf privileges", "bcc", "bpftool", "memlock", "backend"} <= {
         finding.name for finding in findings
     }
     assert all(finding.hint or finding.status is not Status.FAIL for finding in findings)

@@ -7,16 +7,20 @@ PYTHON ?= $(or $(find_python),python3)
 VENV := .venv
 export PYTHON
 
-.PHONY: help run test lint bench protos packages-run packages-test
+.PHONY: help run test test-fresh lint bench protos root $(VENV)/.installed-run $(VENV)/.installed-dev
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-run: $(VENV)/.installed-run ## Print the access logs of this host (as root; ARGS="--set key=value")
+run: root $(VENV)/.installed-run ## Print the access logs of this host (as root; ARGS="--set key=value")
 	@exec $(VENV)/bin/rover-host --modules access_log --config contrib/standalone.toml $(ARGS)
 
 test: $(VENV)/.installed-dev ## Run all tests (ARGS="-k name" for some; those that need root say so)
 	@$(VENV)/bin/pytest $(ARGS)
+
+test-fresh: root ## Run `make run` and all tests on empty systems of Debian 12 and 13 (as root; takes an hour)
+	@scripts/fresh-root bookworm
+	@scripts/fresh-root trixie
 
 lint: $(VENV)/.installed-dev ## Check style and types
 	@$(VENV)/bin/ruff check .
@@ -29,16 +33,9 @@ bench: $(VENV)/.installed-dev ## Measure parsers and, as root, the whole agent
 protos: $(VENV)/.installed-dev ## Generate rover_plugin/_generated from protos/
 	@PYTHON=$(VENV)/bin/python scripts/protos
 
-packages-run packages-test:
-	@scripts/packages $(@:packages-%=%)
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "run as root: sudo make $(MAKECMDGOALS)" >&2; exit 1; }
 
-$(VENV)/bin/python: | packages-run
-	@$(PYTHON) -m venv $(VENV)
-
-$(VENV)/.installed-run: pyproject.toml | packages-run $(VENV)/bin/python
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable .
-	@touch $@
-
-$(VENV)/.installed-dev: pyproject.toml | packages-test $(VENV)/bin/python
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	@touch $@ $(VENV)/.installed-run
+# The script knows better than file times what there is to do: an environment can be there and of no use.
+$(VENV)/.installed-run $(VENV)/.installed-dev:
+	@scripts/install $(@:$(VENV)/.installed-%=%)

@@ -32,7 +32,7 @@ class Connection:
         local, remote: (address bytes in network order, port).
         cookie: address of its struct sock; the same one again is another connection, and this one has ended.
         conversation: what is said on it.
-        told: (tgid, role, protocol, tls) as last told to outputs.
+        told: (tgid, role, tls) as last told to outputs.
         muted: directions (bit 0, bit 1) whose bytes the kernel side was told not to copy any more.
         frames_told: the kernel side was told that this is HTTP/2.
         open_calls: calls taken that have not come out; 0 at the end, or something lost one.

@@ -36,6 +36,7 @@ class Conversation:
 
     Attributes:
         exchanges, loose: finished exchanges and stand-alone calls; the owner takes and clears (or replaces) them.
+        earlier: stand-alone calls from before the protocol changed, with what was spoken then; as `loose`.
         errors: what could not be parsed, by reason; the owner takes and clears it.
         role, protocol, tls: as far as known.
         deaf: no bytes are of use any more, whatever they are.
@@ -49,6 +50,7 @@ class Conversation:
         "_requests",
         "_waiting",
         "deaf",
+        "earlier",
         "errors",
         "exchanges",
         "loose",
@@ -60,6 +62,7 @@ class Conversation:
     def __init__(self, role: Role) -> None:
         self.exchanges: list[Exchange] = []
         self.loose: list[Call] = []
+        self.earlier: list[tuple[ProtocolName, list[Call]]] = []
         self.errors: dict[str, int] = {}
         self.role = role
         self.protocol = ProtocolName.TCP
@@ -71,6 +74,11 @@ class Conversation:
         self._analyzer: Analyzer | None = None
         self._detector: Detector | None = Detector()
         self._waiting: list[_Waiting] = []
+
+    @property
+    def undecided(self) -> bool:
+        """Whether it may yet turn out what is spoken."""
+        return self._analyzer is None and self._detector is not None
 
     def receive(self, direction: int, call: Call, data: bytes, unseen: int, parts: Sequence[Part] = ()) -> None:
         """Takes one call's bytes: `data`, then `unseen` more that were not captured, then those of `parts`."""
@@ -207,8 +215,15 @@ class Conversation:
         else:
             self.receive(direction, call, data, unseen, parts)
 
+    def _speak(self, protocol: ProtocolName) -> None:
+        # TCP is also what is said of a connection before anything is known: what waits was spoken in what follows.
+        if self.loose and protocol is not self.protocol is not ProtocolName.TCP:
+            self.earlier.append((self.protocol, self.loose))
+            self.loose = []
+        self.protocol = protocol
+
     def _decide(self, verdict: Verdict) -> None:
-        self.protocol = verdict.protocol
+        self._speak(verdict.protocol)
         if verdict.requests is not None:
             self._requests = verdict.requests
             # A TCP client may be asked over its own connection; who asks is what the backend wants to know.
@@ -267,7 +282,7 @@ class Conversation:
         self._analyzer = None
         analyzer.close(0)
         self._take(analyzer)
-        self.protocol = handover.protocol
+        self._speak(handover.protocol)
         if handover.protocol is ProtocolName.HTTP2:
             self._late_join = False
             self._analyzer = self._http2(handover.upgraded)
@@ -282,9 +297,9 @@ class Conversation:
         self.errors["analyzer_failed"] = self.errors.get("analyzer_failed", 0) + 1
         self._analyzer = None
         self._stop_listening()
-        self.protocol = ProtocolName.TCP
         self.exchanges += analyzer.exchanges
         self.loose += analyzer.loose
         out = {id(item) for item in self.loose} | {id(item) for done in self.exchanges for item in done.calls}
         if call is not None and id(call) not in out:
             self.loose.append(call)
+        self._speak(ProtocolName.TCP)

@@ -369,7 +369,7 @@ class Explainer:
             self._listener.looks_at(connection.conversation)
             self._listener.exchange(exchange)
 
-    def calls(self, connection: Connection, calls: list[Call]) -> None:
+    def calls(self, connection: Connection, calls: list[Call], protocol: ProtocolName) -> None:  # noqa: ARG002
         """See `ShardSink`."""
         self.stories[connection.id].calls += len(calls)
 

@@ -8,6 +8,7 @@ import selectors
 import socket
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -16,7 +17,7 @@ from rover_plugin.access_log.resolver import FOREVER_NS, Resolver
 from rover_plugin.errors import ModuleError, RoverError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from rover_plugin.access_log.address_book import AddressBook
     from rover_plugin.access_log.outputs.base import Output
@@ -65,6 +66,7 @@ class Hub:
         self._processes: queue.Queue[Change | None] = queue.Queue(_MOST_CHANGES)
         self._complete = threading.Event()
         self._finishing = False
+        self._failed: set[str] = set()
         self._selector = selectors.DefaultSelector()
         for number, channel in enumerate(channels):
             self._selector.register(channel, selectors.EVENT_READ, number)
@@ -159,8 +161,7 @@ class Hub:
                     next_tick = now + _TICK_S
                     self._take_processes()
                     self._settle(time.monotonic_ns())
-                    for output in self._outputs:
-                        output.tick()
+                    self._tick_outputs()
             self._take_processes()
             self._resolver.settle(FOREVER_NS)
         except RoverError as error:
@@ -168,6 +169,23 @@ class Hub:
         except Exception as error:
             log.exception("hub_failed")
             self._fail(error)
+
+    def _tick_outputs(self) -> None:
+        for output in self._outputs:
+            with self._surviving(output.name):
+                output.tick()
+
+    @contextmanager
+    def _surviving(self, part: str) -> Iterator[None]:
+        """A mistake in one part, whatever a log holds, must not end the rest; each part's first one is shown."""
+        try:
+            yield
+        except RoverError:
+            raise
+        except Exception:
+            if part not in self._failed:
+                self._failed.add(part)
+                log.exception("hub_part_failed", part=part)
 
     def _read(self, channel: socket.socket, worker: int) -> None:
         for _ in range(64):
@@ -185,16 +203,16 @@ class Hub:
             self._take(worker, datagram, time.monotonic_ns())
 
     def _take(self, worker: int, datagram: bytes, now_ns: int) -> None:
-        if self._recorder is None:
-            self._resolver.take(datagram, now_ns, worker)
-            return
-        for whole in self._recorder.take(worker, datagram, now_ns):
-            self._resolver.take(whole, now_ns, worker)
+        taken = (datagram,) if self._recorder is None else self._recorder.take(worker, datagram, now_ns)
+        for whole in taken:
+            with self._surviving("resolver"):
+                self._resolver.take(whole, now_ns, worker)
 
     def _settle(self, now_ns: int) -> None:
         if self._recorder is not None and not self._resolver.settled:
             self._recorder.settling(now_ns)
-        self._resolver.settle(now_ns)
+        with self._surviving("resolver"):
+            self._resolver.settle(now_ns)
 
     def _take_processes(self) -> None:
         while True:

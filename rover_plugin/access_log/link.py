@@ -26,11 +26,10 @@ _ITEM_SIZE: Final = _ITEM.size
 _MAX_PAYLOAD: Final = MAX_DATAGRAM - _ITEM_SIZE
 # Waiting for the main process at most, of whatever kind; beyond it nothing more is read from the ring.
 _CHOKE_BYTES: Final = 32 << 20
-# pid, network namespace, role, protocol, tls, ipv6, ports, addresses
-_CONNECTION: Final = Struct("<IIBBBBHH16s16s")
+# pid, network namespace, role, tls, ipv6, ports, addresses
+_CONNECTION: Final = Struct("<IIBBBHH16s16s")
 
 ROLES: Final = ("unknown", "client", "server")
-PROTOCOLS: Final = ("tcp", "http/1", "http/2", "tls")
 
 
 class Item(IntEnum):
@@ -54,7 +53,6 @@ class ConnectionFacts(NamedTuple):
     pid: int
     netns: int
     role: str
-    protocol: str
     tls: bool
     ipv6: bool
     local_port: int
@@ -101,7 +99,7 @@ class LinkWriter:
         """Whether so much waits that nothing more should be made."""
         return self._waiting_bytes > _CHOKE_BYTES
 
-    def connection(self, connection: Connection, role: int, protocol: int, *, tls: bool) -> None:
+    def connection(self, connection: Connection, role: int, *, tls: bool) -> None:
         """Describes a connection, or its change."""
         local, local_port = connection.local
         remote, remote_port = connection.remote
@@ -109,7 +107,6 @@ class LinkWriter:
             connection.tgid,
             connection.netns,
             role,
-            protocol,
             tls,
             len(local) == 16,
             local_port,
@@ -219,7 +216,7 @@ def read_items(datagram: bytes) -> Iterator[tuple[int, int, int, int, int, bytes
 
 def read_connection(identity: int, payload: bytes) -> ConnectionFacts:
     """Reads the payload of a CONNECTION item."""
-    pid, netns, role, protocol, tls, ipv6, local_port, remote_port, local, remote = _CONNECTION.unpack(payload)
+    pid, netns, role, tls, ipv6, local_port, remote_port, local, remote = _CONNECTION.unpack(payload)
     if not ipv6:
         local, remote = local[:4], remote[:4]
     return ConnectionFacts(
@@ -227,7 +224,6 @@ def read_connection(identity: int, payload: bytes) -> ConnectionFacts:
         pid,
         netns,
         ROLES[role],
-        PROTOCOLS[protocol],
         bool(tls),
         bool(ipv6),
         local_port,

@@ -138,6 +138,11 @@ class Exchange:
     calls: list[Call] = field(default_factory=list)
     ended_by: EndedBy | None = None  # where a message was cut short, or no response came; None: nobody, or not known
 
+    @property
+    def protocol(self) -> ProtocolName:
+        """What it was spoken in, whatever its connection speaks before or after (RFC 9110 §7.8, §9.3.6)."""
+        return ProtocolName.HTTP2 if self.version == 2 else ProtocolName.HTTP1
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -151,12 +156,14 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedConnection:
-    """A connection as outputs see it: both ends named, role, protocol and TLS as known now."""
+    """A connection as outputs see it: both ends named, role and TLS as known now.
+
+    What is spoken is not the connection's: it may change, and every exchange and call carries its own.
+    """
 
     id: int
     pid: int
     local: Endpoint
     remote: Endpoint
     role: Role
-    protocol: ProtocolName
     tls: bool

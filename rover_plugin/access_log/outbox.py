@@ -7,7 +7,7 @@ import struct
 from typing import TYPE_CHECKING, Final, Protocol
 
 from rover_plugin.access_log.encoders import make_encoder
-from rover_plugin.access_log.link import PROTOCOLS, ROLES
+from rover_plugin.access_log.link import ROLES
 from rover_plugin.access_log.model import Completeness, ProtocolName
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ _POLICY_NEVER: Final = 2
 _IDENTITY: Final = struct.Struct("=Q")
 
 _ROLE_NUMBERS: Final = {name: number for number, name in enumerate(ROLES)}
-_PROTOCOL_NUMBERS: Final = {name: number for number, name in enumerate(PROTOCOLS)}
 
 
 class Policies(Protocol):
@@ -56,7 +55,7 @@ class Outbox:
         ]
         self._policy_state: dict[int, list[int]] = {}
         self.filtered: list[dict[str, int]] = [{} for _ in options.encodings]
-        self._found: list[tuple[Connection, Exchange | list[Call] | None]] = []
+        self._found: list[tuple[Connection, Exchange | tuple[list[Call], ProtocolName] | None]] = []
         self._template = None
         if options.path_templates:
             from rover_plugin.access_log.protocols.path_template import template  # noqa: PLC0415 optional
@@ -71,9 +70,9 @@ class Outbox:
         """Takes one exchange."""
         self._found.append((connection, exchange))
 
-    def calls(self, connection: Connection, calls: list[Call]) -> None:
-        """Takes stand-alone calls."""
-        self._found.append((connection, calls))
+    def calls(self, connection: Connection, calls: list[Call], protocol: ProtocolName) -> None:
+        """Takes stand-alone calls, and what was spoken then."""
+        self._found.append((connection, (calls, protocol)))
 
     def gone(self, connection: Connection) -> None:
         """Will tell the main process to forget the connection."""
@@ -85,8 +84,8 @@ class Outbox:
         for connection, what in found:
             if what is None:
                 self._gone(connection)
-            elif isinstance(what, list):
-                self._calls(connection, what)
+            elif isinstance(what, tuple):
+                self._calls(connection, *what)
             else:
                 self._exchange(connection, what)
 
@@ -97,20 +96,20 @@ class Outbox:
         if len(exchange.calls) > _CALLS_INSIDE:
             # A long transfer's calls, all in one message, would be more than a link or the backend takes.
             surplus, exchange.calls[_CALLS_INSIDE:] = exchange.calls[_CALLS_INSIDE:], ()
-            self._calls(connection, surplus)
+            self._calls(connection, surplus, exchange.protocol)
         for index, encoder in enumerate(self._encoders):
             fragment, protocol_logs = encoder.exchange(exchange)
             if fragment:
                 self._link.fragment(connection.id, index, len(exchange.calls), protocol_logs, fragment)
             if not protocol_logs:
-                reason = "still_open" if exchange.completeness is Completeness.OPEN else "no_status"
+                reason = _why_no_log(exchange)
                 filtered = self.filtered[index]
                 filtered[reason] = filtered.get(reason, 0) + 1
 
-    def _calls(self, connection: Connection, calls: list[Call]) -> None:
+    def _calls(self, connection: Connection, calls: list[Call], protocol: ProtocolName) -> None:
         self._tell(connection)
         for index, encoder in enumerate(self._encoders):
-            for fragment, kernel_logs in encoder.calls(calls):
+            for fragment, kernel_logs in encoder.calls(calls, protocol):
                 self._link.fragment(connection.id, index, kernel_logs, 0, fragment)
 
     def _gone(self, connection: Connection) -> None:
@@ -134,12 +133,13 @@ class Outbox:
 
     def _tell(self, connection: Connection) -> None:
         conversation = connection.conversation
-        facts = (connection.tgid, conversation.role, conversation.protocol, conversation.tls)
+        facts = (connection.tgid, conversation.role, conversation.tls)
         if facts != connection.told:
             connection.told = facts
-            self._link.connection(
-                connection,
-                _ROLE_NUMBERS[conversation.role],
-                _PROTOCOL_NUMBERS[conversation.protocol],
-                tls=conversation.tls,
-            )
+            self._link.connection(connection, _ROLE_NUMBERS[conversation.role], tls=conversation.tls)
+
+
+def _why_no_log(exchange: Exchange) -> str:
+    if exchange.completeness is Completeness.OPEN:
+        return "still_open"
+    return "no_status" if exchange.status is None else "no_request"

@@ -12,6 +12,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+import structlog
+
 from rover_plugin.access_log.address_book import NOT_SELECTED
 from rover_plugin.access_log.link import FRAGMENT, Item, read_connection, read_items
 from rover_plugin.discovery.table import Added, Removed, Updated
@@ -23,9 +25,12 @@ if TYPE_CHECKING:
 
     from rover_plugin.access_log.address_book import AddressBook
     from rover_plugin.access_log.link import ConnectionFacts
+    from rover_plugin.access_log.model import ResolvedConnection
     from rover_plugin.access_log.outputs.base import Output
     from rover_plugin.discovery.table import Change
     from rover_plugin.telemetry.counters import Counters
+
+log = structlog.get_logger(__name__)
 
 FOREVER_NS: Final = 1 << 63
 # A process is named by the feed within milliseconds of its exec; one nobody names is not ours to report.
@@ -38,6 +43,8 @@ _PEER_WAIT_NS: Final = 300_000_000
 _MAX_WAITING: Final = 200_000
 _MAX_WAITING_BYTES: Final = 64 << 20
 _MAX_WAITING_CONNECTIONS: Final = 65_536
+_MOST_FAULTS_SHOWN: Final = 16
+_FAULT_CHARACTERS: Final = 500
 _LAG_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
@@ -54,7 +61,7 @@ class _Known:
     """A connection's present facts and, once it can be named, its prefixes by output."""
 
     facts: ConnectionFacts
-    prefixes: list[bytes] | None = None
+    prefixes: list[bytes | None] | None = None  # None of an output that cannot take the connection
     excluded: str = ""
     deadline_ns: int = 0
     waiting: list[_Fragment] = field(default_factory=list)
@@ -96,6 +103,7 @@ class Resolver:
         self._young: dict[int, int] = {}  # pid of a new process that is not ours so far -> until when that may change
         self._waiting_fragments = 0
         self._waiting_bytes = 0
+        self._faults_shown: set[tuple[str, str]] = set()
         self.ledger = Ledger(encodings, outputs)
         self.lag = Histograms("rover_capture_lag_seconds", _LAG_BOUNDS_S)
 
@@ -113,8 +121,7 @@ class Resolver:
             if known is None:
                 self._count_filtered("unknown_connection", kernel_logs, protocol_logs, encoding)
             elif known.prefixes is not None:
-                for number, output in self._takers[encoding]:
-                    output.write(known.prefixes[number] + payload, kernel_logs, protocol_logs)
+                self._write(known.prefixes, encoding, kernel_logs, protocol_logs, payload)
             elif known.excluded:
                 self._count_filtered(known.excluded, kernel_logs, protocol_logs, encoding)
             else:
@@ -176,8 +183,34 @@ class Resolver:
         if waits and self._book.peer_is_ours(facts) and not self._book.peer_is_known(facts):
             return False
         resolved = self._book.resolve(facts)
-        known.prefixes = [output.connection_prefix(resolved) for output in self._outputs]
+        known.prefixes = [self._prefix(output, resolved) for output in self._outputs]
         return True
+
+    def _prefix(self, output: Output, resolved: ResolvedConnection) -> bytes | None:
+        try:
+            return output.connection_prefix(resolved)
+        except Exception as error:  # noqa: BLE001 what one output makes of one connection must not end them all
+            self._show_fault(output, error, repr(resolved))
+            return None
+
+    def _write(
+        self, prefixes: Sequence[bytes | None], encoding: int, kernel_logs: int, protocol_logs: int, payload: bytes
+    ) -> None:
+        for number, output in self._takers[encoding]:
+            prefix = prefixes[number]
+            try:
+                if prefix is not None:
+                    output.write(prefix + payload, kernel_logs, protocol_logs)
+                    continue
+            except Exception as error:  # noqa: BLE001 one log that one output cannot take must not end them all
+                self._show_fault(output, error, repr(payload))
+            self._count_for("logs_lost", output, "output_failed", kernel_logs, protocol_logs)
+
+    def _show_fault(self, output: Output, error: Exception, what: str) -> None:
+        fault = (output.name, repr(error))
+        if fault not in self._faults_shown and len(self._faults_shown) < _MOST_FAULTS_SHOWN:
+            self._faults_shown.add(fault)
+            log.error("output_failed", output=output.name, log=what[:_FAULT_CHARACTERS], exc_info=error)
 
     def _hold(self, known: _Known, fragment: _Fragment) -> None:
         size = len(fragment.payload)
@@ -229,8 +262,9 @@ class Resolver:
             if known.prefixes is None:
                 self._count_filtered(known.excluded, fragment.kernel_logs, fragment.protocol_logs, fragment.encoding)
                 continue
-            for number, output in self._takers[fragment.encoding]:
-                output.write(known.prefixes[number] + fragment.payload, fragment.kernel_logs, fragment.protocol_logs)
+            self._write(
+                known.prefixes, fragment.encoding, fragment.kernel_logs, fragment.protocol_logs, fragment.payload
+            )
         if known.gone:
             self._drop(known, now_ns)
 
@@ -290,7 +324,10 @@ class Resolver:
 
     def _count(self, counter: str, reason: str, kernel_logs: int, protocol_logs: int, encoding: int) -> None:
         for _, output in self._takers[encoding]:
-            if kernel_logs:
-                self._counters.add(counter, kernel_logs, output=output.name, reason=reason, unit="kernel")
-            if protocol_logs:
-                self._counters.add(counter, protocol_logs, output=output.name, reason=reason, unit="protocol")
+            self._count_for(counter, output, reason, kernel_logs, protocol_logs)
+
+    def _count_for(self, counter: str, output: Output, reason: str, kernel_logs: int, protocol_logs: int) -> None:
+        if kernel_logs:
+            self._counters.add(counter, kernel_logs, output=output.name, reason=reason, unit="kernel")
+        if protocol_logs:
+            self._counters.add(counter, protocol_logs, output=output.name, reason=reason, unit="protocol")

@@ -34,7 +34,7 @@ class Schedule:
         if now_ns < self._next_tick:
             return False
         self._next_tick = now_ns + TICK_NS
-        self._shard.flush()
+        self._shard.flush(now_ns)
         if now_ns >= self._next_expiry:
             self._next_expiry = now_ns + self._expiry_ns
             self._shard.expire(now_ns - self._timeout_ns)

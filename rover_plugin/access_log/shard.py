@@ -32,6 +32,9 @@ _WORTH_SKIPPING: Final = 32_768
 _WORTH_ASKING: Final = 4096
 # Stand-alone calls of a connection wait for company until a flush, or until there are this many.
 _LOOSE_BATCH: Final = 64
+# And until it is known what is spoken, or for so long: as the default of access_log.flush.period, for which all that
+# goes to the backend waits anyway.
+_PROTOCOL_WAIT_NS: Final = 5_000_000_000
 
 
 class ShardSink(Protocol):
@@ -43,8 +46,8 @@ class ShardSink(Protocol):
     def exchange(self, connection: Connection, exchange: Exchange) -> None:
         """One finished exchange."""
 
-    def calls(self, connection: Connection, calls: list[Call]) -> None:
-        """Stand-alone calls; the list is the sink's to keep."""
+    def calls(self, connection: Connection, calls: list[Call], protocol: ProtocolName) -> None:
+        """Stand-alone calls, and what was spoken then; the list is the sink's to keep."""
 
     def gone(self, connection: Connection) -> None:
         """Nothing more will come of this connection."""
@@ -84,7 +87,7 @@ class Shard:
         self.connections: dict[int, Connection] = {}
         self._by_cookie: dict[int, int] = {}
         self._sequences: dict[int, int] = {}
-        self._with_loose: dict[Connection, None] = {}  # a set would flush in an order of its own
+        self._with_loose: dict[Connection, int] = {}  # -> until when its calls wait for the protocol
         self.records = 0
         self.lost = 0
         self._lost_ns = -1  # when a record was read before which others were missing, the latest
@@ -135,7 +138,7 @@ class Shard:
             conversation = connection.conversation
             if conversation.exchanges:
                 self._exchanges(connection)
-            if conversation.loose:
+            if conversation.loose or conversation.earlier:
                 self._loose(connection)
             if size >= _WORTH_ASKING or (conversation.deaf and not connection.muted >> direction & 1):
                 self._tell_policy(connection, direction, position + size)
@@ -156,15 +159,22 @@ class Shard:
         if len(connection.conversation.loose) >= _LOOSE_BATCH:
             self._flush_loose(connection)
         else:
-            self._with_loose[connection] = None
+            self._with_loose.setdefault(connection, connection.last_ns + _PROTOCOL_WAIT_NS)
 
     def _flush_loose(self, connection: Connection) -> None:
-        loose = connection.conversation.loose
-        if loose:
-            connection.conversation.loose = []
-            self.calls_out += len(loose)
-            connection.open_calls -= len(loose)
-            self._sink.calls(connection, loose)
+        conversation = connection.conversation
+        if conversation.earlier:
+            for protocol, calls in conversation.earlier:
+                self._hand_on(connection, calls, protocol)
+            conversation.earlier.clear()
+        if conversation.loose:
+            loose, conversation.loose = conversation.loose, []
+            self._hand_on(connection, loose, conversation.protocol)
+
+    def _hand_on(self, connection: Connection, calls: list[Call], protocol: ProtocolName) -> None:
+        self.calls_out += len(calls)
+        connection.open_calls -= len(calls)
+        self._sink.calls(connection, calls, protocol)
 
     def _tell_policy(self, connection: Connection, direction: int, end: int) -> None:
         unneeded = connection.conversation.unneeded(direction)
@@ -237,7 +247,7 @@ class Shard:
             self._end(connection, exit_ns)
             return
         connection.begin(written, read)  # type: ignore[arg-type]
-        self._with_loose[connection] = None
+        self._loose(connection)
 
     def _close(self, fields: tuple[int, ...], identity: int, flags: int, enter_ns: int, exit_ns: int) -> None:
         connection = self.connections.get(identity)
@@ -277,11 +287,14 @@ class Shard:
 
     # -- what the clock drives --
 
-    def flush(self) -> None:
-        """Hands on stand-alone calls that wait for company."""
+    def flush(self, now_ns: int) -> None:
+        """Hands on stand-alone calls that wait for company, less those that may still be told what is spoken."""
         waiting, self._with_loose = self._with_loose, {}
-        for connection in waiting:
-            self._flush_loose(connection)
+        for connection, until_ns in waiting.items():
+            if now_ns < until_ns and connection.conversation.undecided:
+                self._with_loose[connection] = until_ns
+            else:
+                self._flush_loose(connection)
 
     def expire(self, before_ns: int) -> None:
         """Lets go what nothing has answered since `before_ns`; walks all connections."""
@@ -291,8 +304,8 @@ class Shard:
                 if exchange.completeness is Completeness.NO_RESPONSE and exchange.end_ns <= self._lost_ns:
                     exchange.completeness = Completeness.GAP  # what was lost may have been its response
             self._exchanges(connection)
-            if connection.conversation.loose:
-                self._with_loose[connection] = None
+            if connection.conversation.loose or connection.conversation.earlier:
+                self._loose(connection)
             self._collect_errors(connection)
 
     def report_open(self, before_ns: int) -> None:

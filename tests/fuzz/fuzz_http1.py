@@ -116,6 +116,8 @@ class _Subject:
         said.close(now_ns)
         out = Counter(id(call) for exchange in said.exchanges for call in exchange.calls)
         out.update(id(call) for call in said.loose)
+        if self.whole is not None:
+            out.update(id(call) for _, calls in self.whole.earlier for call in calls)
         handover = None if self.whole is not None else self.analyzer.handover
         if handover is not None:
             out.update(id(piece.call) for piece in handover.rest)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from rover_plugin.access_log.encoders.json import JsonEncoder
-from rover_plugin.access_log.model import Call, Endpoint, Exchange, Operation, ProtocolName, ResolvedConnection, Role
+from rover_plugin.access_log.model import Call, Endpoint, Exchange, Operation, ResolvedConnection, Role
 from rover_plugin.capture.records import CallClass
 from rover_plugin.discovery.model import Entity
 
@@ -20,7 +20,6 @@ SERVED = ResolvedConnection(
     Endpoint("127.0.0.1", 80, SHOP, 812),
     Endpoint("127.0.0.1", 51342, BUYER, 901),
     Role.SERVER,
-    ProtocolName.HTTP1,
     tls=False,
 )
 

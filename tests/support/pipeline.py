@@ -19,9 +19,10 @@ from rover_plugin.telemetry.ledger import Logs, Standing, standing
 from tests.support.synthetic import Kernel, server_process
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from rover_plugin.access_log.model import ResolvedConnection
+    from rover_plugin.access_log.outputs.base import Output
     from rover_plugin.telemetry.ledger import Balance
 
 
@@ -117,6 +118,7 @@ class Pipeline:
     Args:
         encodings: what workers make, each for an output `keep_<encoding>` of its own.
         known: the feed has named the process already.
+        more_outputs: those that take the same beside the ones above.
     """
 
     def __init__(
@@ -127,13 +129,15 @@ class Pipeline:
         known: bool = True,
         queue_size: int = 5000,
         max_connections: int = 65536,
+        more_outputs: Callable[[Counters], Sequence[Output]] = lambda _: (),
     ) -> None:
         self.counters = Counters()
         encodings = tuple(encodings)
         self.outputs = [Keep(self.counters, f"keep_{encoding}", encoding) for encoding in encodings]
+        outputs = [*self.outputs, *more_outputs(self.counters)]
         book = AddressBook(local_addresses=frozenset)
         self.unwatched: list[int] = []
-        self.resolver = Resolver(encodings, self.outputs, book, self.counters, lambda _: True, self.unwatched.append)
+        self.resolver = Resolver(encodings, outputs, book, self.counters, lambda _: True, self.unwatched.append)
         self.ledger = self.resolver.ledger
         self.workers = [
             Worker(

@@ -45,7 +45,6 @@ def facts(
         pid,
         netns,
         role,
-        protocol="http/1",
         tls=False,
         ipv6=len(local[0]) == 16,
         local_port=local[1],

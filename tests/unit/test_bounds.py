@@ -13,7 +13,7 @@ from rover_plugin.access_log.address_book import AddressBook
 from rover_plugin.access_log.hub import Hub
 from rover_plugin.access_log.link import ConnectionFacts, Item, read_items
 from rover_plugin.access_log.model import Direction
-from rover_plugin.access_log.resolver import Resolver
+from rover_plugin.access_log.resolver import FOREVER_NS, Resolver
 from rover_plugin.access_log.worker import Worker
 from rover_plugin.access_log.worker_options import WorkerOptions
 from rover_plugin.discovery.model import ProcessKey
@@ -106,7 +106,7 @@ def test_connections_beyond_those_that_may_wait_for_a_name_do_without(monkeypatc
     subject = Pipeline(known=False)
     (worker,) = subject.workers
     worker.read(*(worker.kernel.open(connection) for connection in range(1, 31)))
-    worker.shard.flush()
+    worker.shard.flush(FOREVER_NS)
     worker.report()
     assert subject.counters.value("connections_named_early") == 20
     assert subject.balance().filtered == {"unknown_process": 20}
@@ -119,7 +119,7 @@ def test_ends_of_closed_connections_are_bounded(monkeypatch: pytest.MonkeyPatch)
     book = AddressBook(local_addresses=frozenset)
     for port in range(1, 1001):
         ends = {"local_port": port, "remote_port": 80, "local": bytes(4), "remote": bytes(4)}
-        facts = ConnectionFacts(port, 1, 1, "client", "tcp", tls=False, ipv6=False, **ends)
+        facts = ConnectionFacts(port, 1, 1, "client", tls=False, ipv6=False, **ends)
         book.learn(facts)
         book.forget(facts, port)
     assert book.sizes() == {"processes": 0, "ends": 100, "leaving": 100}

@@ -89,7 +89,17 @@ def _assert_none(exchanges: list[Exchange]) -> None:
 
 
 def _failed(status: int, message: str | None = "no such cart") -> Exchange:
-    return Exchange(2, "POST", "/s/M", "h", 200, stream_id=1, grpc_status=status, grpc_message=message)
+    return Exchange(
+        2,
+        "POST",
+        "/s/M",
+        "h",
+        200,
+        request_header_bytes=9,
+        stream_id=1,
+        grpc_status=status,
+        grpc_message=message,
+    )
 
 
 def test_json_names_the_status() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rover_plugin._generated.skywalking.ebpf import accesslog_pb2 as wire
 from rover_plugin.access_log.encoders.protobuf import MAX_PATH, UNKNOWN_PATH, ProtobufEncoder
-from rover_plugin.access_log.model import Call, Exchange, Operation, TraceContext
+from rover_plugin.access_log.model import Call, Completeness, Exchange, Operation, ProtocolName, TraceContext
 from rover_plugin.capture.records import CallClass
 from tests.support.connections import exchange
 
@@ -25,7 +25,7 @@ EXCHANGES = st.builds(
     path=TEXT,
     host=TEXT,
     status=st.integers(100, 599),
-    request_header_bytes=U64,
+    request_header_bytes=st.integers(1, 2**64 - 1),
     request_body_bytes=U64,
     response_header_bytes=U64,
     response_body_bytes=U64,
@@ -99,6 +99,47 @@ def test_words_are_forgotten_before_they_become_too_many() -> None:
     for number in range(10_000):
         assert sent(encoder, exchange(path=f"/{number}")).protocolLog.http.request.path == f"/{number}"
     assert len(encoder._words) <= 4096
+
+
+@pytest.mark.parametrize(("version", "spoken"), [(1, wire.HTTP_1), (2, wire.HTTP_2)])
+@pytest.mark.parametrize("before", [wire.TCP, wire.HTTP_1, wire.HTTP_2])
+@pytest.mark.parametrize("status", [200, None])
+def test_what_was_spoken_overrides_whatever_stands_in_front(
+    version: int, spoken: int, before: wire.AccessLogProtocolType, status: int | None
+) -> None:
+    front = wire.EBPFAccessLogMessage(
+        connection=wire.AccessLogConnection(protocol=before, tlsMode=wire.AccessLogConnectionTLSMode.TLS)
+    )
+    fragment, _ = ProtobufEncoder().exchange(exchange(version=version, status=status))
+    message = wire.EBPFAccessLogMessage.FromString(front.SerializeToString() + fragment)
+    assert message.connection.protocol == spoken
+    assert message.connection.tlsMode == wire.AccessLogConnectionTLSMode.TLS
+
+
+@pytest.mark.parametrize(
+    ("protocol", "spoken"),
+    [
+        (ProtocolName.TCP, wire.TCP),
+        (ProtocolName.TLS, wire.TCP),
+        (ProtocolName.HTTP1, wire.HTTP_1),
+        (ProtocolName.HTTP2, wire.HTTP_2),
+    ],
+)
+def test_stand_alone_calls_say_what_was_spoken(protocol: ProtocolName, spoken: int) -> None:
+    ((fragment, calls),) = ProtobufEncoder().calls(exchange().calls, protocol)
+    message = wire.EBPFAccessLogMessage.FromString(fragment)
+    assert (message.connection.protocol, len(message.kernelLogs), calls) == (spoken, 2, 2)
+
+
+def test_an_exchange_without_calls_and_log_is_nothing_at_all() -> None:
+    assert ProtobufEncoder().exchange(exchange(status=None, calls=[])) == (b"", 0)
+
+
+def test_a_response_whose_request_nobody_saw_is_no_get_that_took_no_time() -> None:
+    seen = exchange(method=None, path=None, request_header_bytes=0, completeness=Completeness.LATE_JOIN)
+    fragment, logs = ProtobufEncoder().exchange(seen)
+    message = wire.EBPFAccessLogMessage.FromString(fragment)
+    assert (logs, message.HasField("protocolLog"), len(message.kernelLogs)) == (0, False, 2)
 
 
 def test_without_a_status_there_are_only_kernel_logs() -> None:

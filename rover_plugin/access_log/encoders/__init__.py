@@ -10,11 +10,14 @@ from rover_plugin.access_log.encoders.json import JsonEncoder
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rover_plugin.access_log.model import Call, Exchange
+    from rover_plugin.access_log.model import Call, Exchange, ProtocolName
 
 
 class Encoder(Protocol):
-    """Turns what a worker found into fragments; the connection they belong to is put in front later."""
+    """Turns what a worker found into fragments; the connection they belong to is put in front later.
+
+    Every fragment says what it was spoken in: the connection in front may speak something else by then.
+    """
 
     def set_clock(self, offset_ns: int) -> None:
         """Wall clock minus CLOCK_MONOTONIC, for encodings that carry wall-clock times."""
@@ -22,7 +25,7 @@ class Encoder(Protocol):
     def exchange(self, exchange: Exchange) -> tuple[bytes, int]:
         """The fragment of one exchange with its calls, and how many protocol logs are in it (0 or 1)."""
 
-    def calls(self, calls: Sequence[Call]) -> list[tuple[bytes, int]]:
+    def calls(self, calls: Sequence[Call], protocol: ProtocolName) -> list[tuple[bytes, int]]:
         """Fragments for stand-alone calls, each with how many calls are in it."""
 
 

@@ -17,7 +17,7 @@ from rover_plugin.capture.records import CALL_NAMES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rover_plugin.access_log.model import Call, Exchange
+    from rover_plugin.access_log.model import Call, Exchange, ProtocolName
 
 
 _CALL_OPENINGS: Final = tuple(f'{{"call":"{name}","start_ns":' for name in CALL_NAMES)
@@ -61,7 +61,8 @@ class JsonEncoder:
         """One object's rest: `"kind":"exchange",…}`."""
         status = exchange.status if exchange.status is not None else "null"
         text = (
-            f'"kind":"exchange","time":"{self._time(exchange.start_ns)}","start_ns":{exchange.start_ns},"end_ns":{exchange.end_ns},'
+            f'"kind":"exchange","protocol":"{exchange.protocol}","time":"{self._time(exchange.start_ns)}",'
+            f'"start_ns":{exchange.start_ns},"end_ns":{exchange.end_ns},'
             f'"method":{_optional(exchange.method)},"path":{_optional(exchange.path)},"host":{_optional(exchange.host)},'
             f'"status":{status},'
             f'"request_header_bytes":{exchange.request_header_bytes},"request_body_bytes":{exchange.request_body_bytes},'
@@ -85,6 +86,7 @@ class JsonEncoder:
             )
         return f'{text}"calls":[{",".join(map(_call, exchange.calls))}]}}'.encode(), 1
 
-    def calls(self, calls: Sequence[Call]) -> list[tuple[bytes, int]]:
+    def calls(self, calls: Sequence[Call], protocol: ProtocolName) -> list[tuple[bytes, int]]:
         """One object a call: `"kind":"call",…}`."""
-        return [(f'"kind":"call","time":"{self._time(call.enter_ns)}",{_call(call)[1:]}'.encode(), 1) for call in calls]
+        opening = f'"kind":"call","protocol":"{protocol}","time":"'
+        return [(f'{opening}{self._time(call.enter_ns)}",{_call(call)[1:]}'.encode(), 1) for call in calls]

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fragments of EBPFAccessLogMessage: fields 3 and 4, to be concatenated with the connection (field 2).
+"""Fragments of EBPFAccessLogMessage: fields 3 and 4, to be put behind the connection (field 2).
 
 What goes into each field, and why, is oap-contract.md §A.4, A.5 and K.
 
 Setting numbers on messages that are kept is the cheapest way to serialise them. Strings cannot be set there: upb never
 frees what was set before. So an HTTP log travels as two fields 4, numbers in one and words in the other; a receiver
-merges them, as it must a message field that comes more than once (protobuf encoding, "Last One Wins").
+merges them, as it must a message field that comes more than once (protobuf encoding, "Last One Wins"). In the same way
+each fragment ends with a field 2 of its own that holds nothing but `protocol`: the connection in front has none.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from rover_plugin._generated.skywalking.ebpf import accesslog_pb2 as pb
 from rover_plugin.access_log.grpc_status import as_http
-from rover_plugin.access_log.model import Completeness, Operation
+from rover_plugin.access_log.model import Completeness, Operation, ProtocolName
 from rover_plugin.capture.records import CallClass
 
 if TYPE_CHECKING:
@@ -84,6 +85,15 @@ _KERNEL_LOG: Final = tuple(bytes((3 << 3 | 2, size)) for size in range(128))
 _PROTOCOL_LOG: Final = tuple(bytes((4 << 3 | 2, size)) for size in range(128))
 
 
+# connection { protocol }; TCP is 0, which proto3 does not send.
+_SPOKEN: Final = {
+    ProtocolName.TCP: b"",
+    ProtocolName.TLS: b"",
+    ProtocolName.HTTP1: pb.EBPFAccessLogMessage(connection={"protocol": pb.HTTP_1}).SerializeToString(),
+    ProtocolName.HTTP2: pb.EBPFAccessLogMessage(connection={"protocol": pb.HTTP_2}).SerializeToString(),
+}
+
+
 def _field(number: int, payload: bytes) -> bytes:
     # A length-delimited field of a number below 16.
     size = len(payload)
@@ -124,11 +134,15 @@ class ProtobufEncoder:
     def exchange(self, exchange: Exchange) -> tuple[bytes, int]:
         """Kernel logs and the HTTP log.
 
-        Without a status there is no HTTP log: the OAP would count it as success. Nor is there one in a report of an
-        open stream: the OAP would count it as a request of its own.
+        Without a status there is no HTTP log: the OAP would count it as success. Nor is there one where nothing of the
+        request was seen: the OAP would count a `GET` that took no time. Nor in a report of an open stream: the OAP
+        would count it as a request of its own.
         """
         parts = [self._call(call) for call in exchange.calls]
-        if exchange.status is None or exchange.completeness is Completeness.OPEN:
+        spoken = _SPOKEN[exchange.protocol]
+        if exchange.status is None or not exchange.request_header_bytes or exchange.completeness is Completeness.OPEN:
+            if parts:
+                parts.append(spoken)
             return b"".join(parts), 0
         http, request, response = self._http, self._request, self._response
         self._http_start.offset = exchange.start_ns
@@ -151,15 +165,15 @@ class ProtobufEncoder:
                 words = self._words[names] = _words(exchange)
         else:
             words = _words(exchange)
-        parts.append(words)
+        parts += (words, spoken)
         return b"".join(parts), 1
 
-    def calls(self, calls: Sequence[Call]) -> list[tuple[bytes, int]]:
+    def calls(self, calls: Sequence[Call], protocol: ProtocolName) -> list[tuple[bytes, int]]:
         """Kernel logs, up to 256 in one message."""
         result = []
         for start in range(0, len(calls), _CALLS_PER_MESSAGE):
             part = calls[start : start + _CALLS_PER_MESSAGE]
-            result.append((b"".join([self._call(call) for call in part]), len(part)))
+            result.append((b"".join([*map(self._call, part), _SPOKEN[protocol]]), len(part)))
         return result
 
     def _status(self, status: int, grpc_status: int | None) -> int:

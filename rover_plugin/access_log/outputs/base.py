@@ -26,7 +26,11 @@ class Output(Protocol):
         """Bytes that go before each fragment of this connection until it changes."""
 
     def write(self, message: bytes, kernel_logs: int, protocol_logs: int) -> None:
-        """Takes one message; never blocks on the network, never raises for a backend's fault.
+        """Takes one message; never blocks, never raises for a fault of where it goes.
+
+        Raises:
+            Exception: whatever it likes, for a message that it cannot take: the hub counts that as lost(output_failed)
+                and shows it once. Nothing of such a message may have been counted.
 
         The two counts say how many logs are inside, for the ledger: the output reports every log it was given exactly
         once as exported or lost(reason) through the counters `logs_exported` / `logs_lost` (labels: output, unit =

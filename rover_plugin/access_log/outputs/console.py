@@ -48,10 +48,10 @@ class ConsoleOutput:
 
     def write(self, message: bytes, kernel_logs: int, protocol_logs: int) -> None:
         """Takes one message; shows it if it is an exchange."""
-        self._logs["kernel"] += kernel_logs
-        self._logs["protocol"] += protocol_logs
         if protocol_logs:
             self._lines.append(self._line(json.loads(message)))
+        self._logs["kernel"] += kernel_logs
+        self._logs["protocol"] += protocol_logs
 
     def standing(self) -> Standing:
         """What is not written yet is held."""
@@ -103,7 +103,7 @@ class ConsoleOutput:
         ]
         if "service" in item["remote"]:
             parts.append(_name(item["remote"]))
-        if item["protocol"] == "http/2":
+        if "stream" in item:
             parts.append(self._paint("dim", f"h2#{item['stream']}"))
         if failed:
             message = f": {printable(item['grpc_message'])}" if item["grpc_message"] else ""

@@ -16,7 +16,7 @@ def opening(connection: ResolvedConnection) -> bytes:
     """`{"connection":…,"role":…,"local":{…},"remote":{…},` without an end."""
     # Written out, not by `json.dumps`: once a connection end or more, and only the names need quoting.
     return (
-        f'{{"connection":{connection.id},"role":"{connection.role}","protocol":"{connection.protocol}",'
+        f'{{"connection":{connection.id},"role":"{connection.role}",'
         f'"tls":{"true" if connection.tls else "false"},'
         f'"local":{_end(connection.local)},"remote":{_end(connection.remote)},'
     ).encode()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from rover_plugin._generated.skywalking.common import Common_pb2 as common
 from rover_plugin._generated.skywalking.ebpf import accesslog_pb2 as wire
-from rover_plugin.access_log.model import ProtocolName, Role
+from rover_plugin.access_log.model import Role
 
 if TYPE_CHECKING:
     from rover_plugin.access_log.model import Endpoint, ResolvedConnection
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 NAME_LIMIT: Final = 70  # characters; the OAP cuts there
 _HASH_CHARACTERS: Final = 8
-
-_PROTOCOLS: Final = {ProtocolName.HTTP1: wire.HTTP_1, ProtocolName.HTTP2: wire.HTTP_2}
 
 
 def cut_name(name: str) -> str:
@@ -40,10 +38,10 @@ def cut_name(name: str) -> str:
 
 
 def connection_prefix(connection: ResolvedConnection, cluster: str, node: str, *, resolve_in_backend: bool) -> bytes:
-    """Serialises field 2 of EBPFAccessLogMessage.
+    """Serialises field 2 of EBPFAccessLogMessage, less the protocol, which every fragment brings along.
 
     Args:
-        connection: both ends, role, protocol and TLS as known now.
+        connection: both ends, role and TLS as known now.
         cluster: put before service names as `cluster::` unless they carry a cluster already; empty puts nothing.
         node: name of this node.
         resolve_in_backend: whether the OAP can look addresses up in Kubernetes.
@@ -60,7 +58,6 @@ def connection_prefix(connection: ResolvedConnection, cluster: str, node: str, *
         return b""
     sent.role = _role(connection)
     sent.tlsMode = wire.AccessLogConnectionTLSMode.TLS if connection.tls else wire.AccessLogConnectionTLSMode.Plain
-    sent.protocol = _PROTOCOLS.get(connection.protocol, wire.TCP)
     return message.SerializeToString()
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from rover_plugin.access_log.connection import Connection
-    from rover_plugin.access_log.model import Call, Exchange, Role
+    from rover_plugin.access_log.model import Call, Exchange, ProtocolName, Role
     from rover_plugin.access_log.protocols.analyzer import Analyzer
     from rover_plugin.capture.recording import AnalysisOptions, Batch, RecordingHeader, RecordingWriter
     from rover_plugin.discovery.table import Change
@@ -100,7 +100,7 @@ class _Nowhere:
     def exchange(self, connection: Connection, exchange: Exchange) -> None:
         pass
 
-    def calls(self, connection: Connection, calls: list[Call]) -> None:
+    def calls(self, connection: Connection, calls: list[Call], protocol: ProtocolName) -> None:
         pass
 
     def gone(self, connection: Connection) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rover_plugin.access_log.model import Endpoint, ProtocolName, ResolvedConnection, Role
+from rover_plugin.access_log.model import Endpoint, ResolvedConnection, Role
 from rover_plugin.access_log.outputs import skywalking, skywalking_pace
 from rover_plugin.access_log.outputs.skywalking import SkyWalkingOutput
 from rover_plugin.backend.backoff import Backoff
@@ -41,7 +41,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def resolved(remote: Entity | None = None, port: int = 40000) -> ResolvedConnection:
     ends = Endpoint("10.0.0.1", 80, SHOP, 1), Endpoint("10.0.0.2", port, remote)
-    return ResolvedConnection(port, 1, *ends, Role.SERVER, ProtocolName.HTTP1, tls=False)
+    return ResolvedConnection(port, 1, *ends, Role.SERVER, tls=False)
 
 
 def fragment(*operations: str, exchange: bool = True) -> bytes:

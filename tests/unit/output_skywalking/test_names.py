@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rover_plugin._generated.skywalking.common import Common_pb2 as common
 from rover_plugin._generated.skywalking.ebpf import accesslog_pb2 as wire
-from rover_plugin.access_log.model import Endpoint, ProtocolName, ResolvedConnection, Role
+from rover_plugin.access_log.model import Endpoint, ResolvedConnection, Role
 from rover_plugin.access_log.outputs.skywalking_names import connection_prefix, cut_name, node_field
 from rover_plugin.backend.node import ClockBase, Interface, NodeIdentity
 from rover_plugin.discovery.model import Entity
@@ -24,13 +24,12 @@ def resolved(
     remote: Entity | None = None,
     remote_host: str = "10.1.2.3",
     role: Role = Role.SERVER,
-    protocol: ProtocolName = ProtocolName.HTTP1,
     *,
     tls: bool = False,
     ports: tuple[int, int] = (80, 40000),
 ) -> ResolvedConnection:
     ends = Endpoint("10.0.0.1", ports[0], local, 1), Endpoint(remote_host, ports[1], remote)
-    return ResolvedConnection(7, 1, *ends, role, protocol, tls)
+    return ResolvedConnection(7, 1, *ends, role, tls)
 
 
 def sent(
@@ -93,19 +92,10 @@ def test_role_is_the_socket_s_and_told_by_ports_where_unknown(
     assert sent(resolved(role=role, ports=ports)).role == expected
 
 
-@pytest.mark.parametrize(
-    ("protocol", "expected"),
-    [
-        (ProtocolName.HTTP1, wire.HTTP_1),
-        (ProtocolName.HTTP2, wire.HTTP_2),
-        (ProtocolName.TCP, wire.TCP),
-        (ProtocolName.TLS, wire.TCP),
-    ],
-)
-def test_protocol_and_tls_are_told(protocol: ProtocolName, expected: int) -> None:
-    message = sent(resolved(protocol=protocol, tls=True))
-    assert (message.protocol, message.tlsMode) == (expected, wire.AccessLogConnectionTLSMode.TLS)
-    assert sent(resolved(protocol=protocol)).tlsMode == wire.Plain
+def test_tls_is_told_and_the_protocol_is_left_to_the_fragments() -> None:
+    message = sent(resolved(tls=True))
+    assert (message.protocol, message.tlsMode) == (wire.TCP, wire.AccessLogConnectionTLSMode.TLS)
+    assert sent(resolved()).tlsMode == wire.Plain
 
 
 def test_same_service_at_both_ends_has_no_prefix() -> None:

@@ -92,8 +92,7 @@ def test_what_is_not_known_is_a_mark_and_what_is_not_complete_says_so() -> None:
 
 
 def test_http2_shows_its_stream_and_grpc_its_status() -> None:
-    over = replace(SERVED, protocol=ProtocolName.HTTP2)
-    (_, line), _ = shown(exchange(version=2, stream_id=5, grpc_status=5, grpc_message="no such"), connection=over)
+    (_, line), _ = shown(exchange(version=2, stream_id=5, grpc_status=5, grpc_message="no such"))
     assert line.endswith("h2#5 NOT_FOUND: no such")
 
 
@@ -125,7 +124,7 @@ def test_a_terminal_shows_the_status_class_in_colour(status: int, colour: int) -
 def test_stand_alone_calls_are_counted_and_not_shown() -> None:
     counters = Counters()
     output = ConsoleOutput(counters, screen := Screen())
-    for fragment, kernel_logs in encoder().calls(exchange().calls):
+    for fragment, kernel_logs in encoder().calls(exchange().calls, ProtocolName.HTTP1):
         output.write(output.connection_prefix(SERVED) + fragment, kernel_logs, 0)
     output.close(1)
     assert screen.getvalue() == ""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rover_plugin.access_log.model import Completeness, Endpoint, TraceContext
+from rover_plugin.access_log.model import Completeness, Endpoint, ProtocolName, TraceContext
 from rover_plugin.access_log.outputs.jsonl import JsonLinesOutput
 from rover_plugin.access_log.outputs.lines import opening
 from rover_plugin.errors import RoverError
@@ -92,11 +92,12 @@ def test_any_text_from_the_network_is_escaped_to_one_line(tmp_path: Path, path: 
 
 def test_a_call_outside_exchanges_is_an_object_of_its_own(tmp_path: Path) -> None:
     output = JsonLinesOutput(str(tmp_path / "log"), Counters())
-    for fragment, kernel_logs in encoder().calls(exchange().calls[:1]):
+    for fragment, kernel_logs in encoder().calls(exchange().calls[:1], ProtocolName.TCP):
         output.write(output.connection_prefix(SERVED) + fragment, kernel_logs, 0)
     output.close(1)
     item = json.loads((tmp_path / "log").read_text())
-    assert (item["kind"], item["call"], item["bytes"], item["connection"]) == ("call", "recvfrom", 80, 7)
+    assert (item["kind"], item["call"], item["protocol"], item["bytes"]) == ("call", "recvfrom", "tcp", 80)
+    assert item["connection"] == 7
 
 
 def test_a_file_is_appended_to_and_only_its_owner_may_read_it(tmp_path: Path) -> None:
@@ -189,7 +190,6 @@ def test_the_connection_is_written_as_any_json_encoder_would(name: str, pod: str
     expected = {
         "connection": 7,
         "role": "server",
-        "protocol": "http/1",
         "tls": bool(pod),
         "local": {"address": "::1", "port": 80, **names, "pid": 812},
         "remote": {"address": "2001:db8::1", "port": 443},

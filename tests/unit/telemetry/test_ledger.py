@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 
 from rover_plugin.access_log import resolver as resolver_module
 from rover_plugin.access_log.model import Direction
+from rover_plugin.access_log.resolver import FOREVER_NS
 from rover_plugin.telemetry import ledger as ledger_module
 from tests.support.pipeline import Pipeline
 
@@ -38,7 +39,7 @@ def test_every_stage_a_log_can_be_in_is_open_until_it_is_exported() -> None:
     assert (balance.read, balance.open, balance.imbalance) == (2, {"worker": 2, "hub": 0, "output": 0}, 0)
 
     worker.read(worker.kernel.call(1, Direction.EGRESS, RESPONSE))
-    worker.shard.flush()
+    worker.shard.flush(FOREVER_NS)
     worker.report()
     balance = subject.balance()
     assert (balance.read, balance.open, balance.imbalance) == (3, {"worker": 0, "hub": 3, "output": 0}, 0)
@@ -193,7 +194,7 @@ def test_a_log_swallowed_on_its_way_is_an_imbalance_that_is_logged_once_in_a_whi
         take(message, kernel_logs - swallowed[0], protocol_logs - swallowed[1])
 
     worker.read(worker.kernel.open(1))
-    worker.shard.flush()
+    worker.shard.flush(FOREVER_NS)
     worker.hand_over()
     monkeypatch.setattr(subject.outputs[0], "write", swallow)
     exchange(worker, 1, opened=True)
@@ -231,7 +232,7 @@ def test_a_call_given_out_twice_is_an_imbalance() -> None:
     worker.read(worker.kernel.open(1))
     connection = worker.shard.connections[1]
     connection.conversation.loose.append(connection.conversation.loose[0])
-    worker.shard.flush()
+    worker.shard.flush(FOREVER_NS)
     worker.report()
     assert subject.balance().imbalance == 0  # one more out, one fewer held: only the connection's end shows it
     worker.read(worker.kernel.close(1))

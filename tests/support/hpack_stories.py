@@ -7,6 +7,12 @@ import json
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rover_plugin.access_log.protocols.http2.hpack import READERS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _FOLDER = Path(__file__).parents[1] / "data" / "hpack"
 
@@ -47,3 +53,13 @@ def stories(encoder: str) -> dict[str, list[Case]]:
         case = Case(None if size == "-" else int(size), bytes.fromhex(block), headers[story, int(number)])
         result[story].append(case)
     return result
+
+
+def as_kept(name: bytes, value: bytes) -> str:
+    """What a decoder keeps of a field's value."""
+    return READERS[name](value) if name in READERS else ""
+
+
+def as_read(fields: Iterable[tuple[bytes, bytes]]) -> dict[bytes, str]:
+    """The fields of a block that a decoder gives."""
+    return {name: as_kept(name, value) for name, value in fields if name in READERS}

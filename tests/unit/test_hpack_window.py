@@ -10,15 +10,15 @@ from rover_plugin.access_log.protocols.http2.hpack import (
     SW8_BY_SHAPE,
     TRACEPARENT_BY_SHAPE,
     UNKNOWN_LIMIT_WINDOW,
-    WANTED,
     HeaderDecoder,
 )
+from tests.support.hpack_stories import as_read
 from tests.support.http2_conversation import seeded, traceparent
 
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-def late() -> HeaderDecoder[dict[bytes, bytes]]:
+def late() -> HeaderDecoder[dict[bytes, str]]:
     decoder = HeaderDecoder(dict, from_start=True)
     decoder.restart()
     return decoder
@@ -31,7 +31,7 @@ def test_late_decoders_never_say_what_the_reference_does_not(table_size: int) ->
     encoder.header_table_size = table_size
     reference.max_allowed_table_size = table_size
     pool = [(f"x-{n}", "v" * source.randrange(60)) for n in range(30)]
-    joined: list[HeaderDecoder[dict[bytes, bytes]]] = []
+    joined: list[HeaderDecoder[dict[bytes, str]]] = []
     right = unknown = 0
     for number in range(300):
         headers = [(":method", source.choice(("GET", "PUT"))), (":path", f"/{source.randrange(20)}")]
@@ -39,7 +39,7 @@ def test_late_decoders_never_say_what_the_reference_does_not(table_size: int) ->
         if source.random() < 0.5:
             headers.append(("traceparent", traceparent(source)))
         block = encoder.encode(headers)
-        expected = {name: value for name, value in reference.decode(block, raw=True) if name in WANTED}
+        expected = as_read(reference.decode(block, raw=True))
         if number % 3 == 0:
             joined.append(late())
         for decoder in joined:
@@ -60,7 +60,7 @@ def test_a_reference_beyond_the_window_is_unknown_and_one_inside_is_exact() -> N
     decoder = late()
     decoder.decode(bytes.fromhex("4101") + b"a")  # :authority a
     _, fields, unknown, error = decoder.decode(bytes.fromhex("bebfff10"))
-    assert (fields, unknown, error) == ({b":authority": b"a"}, 2, "")
+    assert (fields, unknown, error) == ({b":authority": "a"}, 2, "")
 
 
 def test_a_value_under_an_unknown_name_is_never_given_a_name() -> None:
@@ -84,7 +84,7 @@ def test_a_value_under_an_unknown_name_is_never_given_a_name() -> None:
 )
 def test_only_the_shape_of_a_trace_header_stands_for_its_name(value: bytes, key: bytes | None) -> None:
     _, fields, unknown, _ = late().decode(bytes.fromhex("7f20") + bytes((len(value),)) + value)
-    assert fields == ({} if key is None else {key: value})
+    assert fields == ({} if key is None else {key: value.decode()})
     assert unknown == 1
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from rover_plugin.access_log.model import Completeness, Exchange, Side
-from rover_plugin.access_log.protocols.http2 import Http2Analyzer
+from rover_plugin.access_log.protocols.http2 import Http2Analyzer, frames
 from tests.support.http2_conversation import PREFACE, Feeder, Seen, read_independently, seeded, split_frames
 from tests.support.http2_relay import Chunks, load
 
@@ -199,3 +199,17 @@ def test_any_call_s_record_lost(name: str) -> None:
             _check(exchange, recording.oracle[stream_id], whole=end < len(fed) and stream_id not in recording.reset)
             if end < index:
                 assert exchange.completeness is Completeness.COMPLETE
+
+
+@pytest.mark.parametrize("from_client", [False, True])
+def test_no_plausible_frame_header_is_passed_over_while_looking_for_one(*, from_client: bool) -> None:
+    pattern, source = frames.plausible_header(from_client=from_client), seeded(1)
+    for _ in range(50_000):
+        kind = source.choice([*range(13), 16, source.randrange(256)])
+        flags = source.choice([0, 1, 4, 5, 8, 9, 0x20, 0x2D, 0x2E, source.randrange(256)])
+        length = source.choice([0, 1, 4, 5, 6, 8, 12, 16_384, 1 << 20, source.randrange(1 << 21)])
+        stream_id = source.choice([0, 1, 2, 0x7FFFFFFF, 0x80000001, source.randrange(1 << 32)])
+        header = frames.FRAME_HEADER.pack(length << 8 | kind, flags, stream_id)
+        if frames.is_plausible(kind, flags, length, stream_id, 1 << 21):
+            from_server = kind == frames.PUSH_PROMISE or (kind in frames.OPENS_OR_FILLS and not stream_id & 1)
+            assert (pattern.match(header) is None) is (from_client and from_server)

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Final
 
 from rover_plugin.access_log.model import Completeness, Exchange, Operation, ProtocolName, Side
@@ -58,6 +59,7 @@ MAX_HEADER_BLOCK: Final = 256 * 1024
 MAX_SKIPPED: Final = 1 << 20  # bytes without a frame boundary before the connection is given up
 MAX_FUTILE: Final = 32  # boundaries believed in vain, with no new request between them
 MAX_CLOSED: Final = 1024
+MAX_GOAWAYS: Final = 16  # that mean anything: a shutdown has two (§6.8), and each one walks the streams
 MAX_SETTINGS_SENT: Final = 64
 MAX_CALLS: Final = 512  # of one exchange
 _READ: Final = Operation.READ
@@ -103,7 +105,8 @@ class Http2Analyzer:
         self._last_request = 0
         self._uncertain = joined
         self._closed: dict[int, None] = {}  # streams that ended lately, kept while a response may lack its request
-        self._orphans = False  # some response ended and its request may still come
+        self._orphans: list[int] = []  # heap of streams whose response ended and whose request may still come
+        self._goaways = 0
         self._futile = 0
         self._futile_at = 0
         if joined:
@@ -539,6 +542,11 @@ class Http2Analyzer:
 
     def _disown(self, last_stream_id: int) -> None:
         """The server's GOAWAY: requests above `last_stream_id` were not and will not be processed (§6.8)."""
+        if last_stream_id >= self._last_request:
+            return
+        self._goaways += 1
+        if self._goaways > MAX_GOAWAYS:
+            return
         for stream in list(self._streams.values()):
             if stream.id > last_stream_id and stream.id & 1:
                 self._finish(stream)
@@ -676,13 +684,11 @@ class Http2Analyzer:
 
     def _finish_orphans(self, below: int) -> None:
         """Responses that ended on streams below a request's stream: their own request will not come any more."""
-        self._orphans = False
-        for stream in list(self._streams.values()):
-            if stream.seen & (REQUEST_HEAD | RESPONSE_END) == RESPONSE_END:
-                if stream.id < below:
-                    self._finish(stream)
-                else:
-                    self._orphans = True
+        orphans = self._orphans
+        while orphans and orphans[0] < below:
+            stream = self._streams.get(heappop(orphans))
+            if stream is not None and stream.seen & (REQUEST_HEAD | RESPONSE_END) == RESPONSE_END:
+                self._finish(stream)
 
     def _end(self, direction: Half, stream: Stream) -> None:
         """One side ended the stream."""
@@ -699,7 +705,7 @@ class Http2Analyzer:
                 if stream.id < self._requests_from != NEVER:
                     self._finish(stream)
                 else:
-                    self._orphans = True
+                    heappush(self._orphans, stream.id)
             elif seen & REQUEST_LOSS:
                 self._finish(stream)
 
@@ -845,7 +851,7 @@ class Http2Analyzer:
             if direction.is_request
             else (RESPONSE_LOSS, RESPONSE_HEAD, RESPONSE_END)
         )
-        for stream in reversed(list(self._streams.values())):
+        for stream in reversed(self._streams.values()):
             if stream.seen & mark:
                 break
             stream.seen |= mark

@@ -16,8 +16,10 @@ Rule 3: after a lost or malformed block nobody knows what was inserted; the wind
 from __future__ import annotations
 
 import re
+from collections import deque
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
+from rover_plugin.access_log.protocols import texts
 from rover_plugin.access_log.protocols.http2 import huffman
 from rover_plugin.access_log.protocols.trace_context import HEADER_NAMES
 
@@ -30,22 +32,44 @@ UNKNOWN_LIMIT_WINDOW: Final = 64 * 1024  # bytes of window kept while the table'
 ENTRY_OVERHEAD: Final = 32  # RFC 7541 §4.1
 LARGEST_INDEX: Final = 61 + LARGEST_EXACT_TABLE // ENTRY_OVERHEAD
 INTEGER_LIMIT: Final = 1 << 32
-CACHED_BLOCKS: Final = 256
+CACHED_BLOCKS: Final = 128
+LONGEST_CACHED_BLOCK: Final = 128  # blocks of references alone have about a byte a field
+LONGEST_TRACE_HEADER: Final = 2048
 
-# Fields whose values the log needs; every other field only takes its room in the table.
-WANTED: Final = {
-    name: name
-    for name in (
-        b":method",
-        b":path",
-        b":authority",
-        b":status",
-        b"host",
-        b"grpc-status",
-        b"grpc-message",
-        *HEADER_NAMES,
-    )
+
+def _as_host(value: bytes) -> str:
+    return texts.text(value, texts.MAX_HOST)
+
+
+def _as_message(value: bytes) -> str:
+    return texts.text(value, texts.MAX_MESSAGE)
+
+
+def _as_method(value: bytes) -> str:
+    return texts.method(value) or ""
+
+
+def _as_number(value: bytes) -> str:
+    return value[:20].decode("latin-1")
+
+
+def _as_trace(value: bytes) -> str:
+    return value.decode("latin-1") if len(value) <= LONGEST_TRACE_HEADER else ""
+
+
+# How the values of fields that the log needs are read; every other field only takes its room in the table.
+READERS: Final = {
+    b":method": _as_method,
+    b":path": texts.path,
+    b":authority": _as_host,
+    b":status": _as_number,
+    b"host": _as_host,
+    b"content-length": _as_number,
+    b"grpc-status": _as_number,
+    b"grpc-message": _as_message,
+    **dict.fromkeys(HEADER_NAMES, _as_trace),
 }
+WANTED: Final = {name: name for name in READERS}
 
 # Keys of fields whose name is unknown: the value may still have the shape of a trace header.
 UNNAMED: Final = b""
@@ -54,9 +78,10 @@ SW8_BY_SHAPE: Final = b"sw8 by shape"
 _TRACEPARENT_SHAPE = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _SW8_SHAPE = re.compile(rb"[01](?:-[A-Za-z0-9+/]+={0,2}){2}-\d+(?:-[A-Za-z0-9+/]*={0,2}){4}")
 
-# (key, name, value, size): key is what the value goes by in a block's fields, None for a field nobody wants; name is
-# None where it is unknown, and counts as empty in the size (§4.1).
-Entry = tuple[bytes | None, bytes | None, bytes, int]
+# (key, name, text, size): key is what the text goes by in a block's fields, None for a field nobody wants, whose text
+# is not kept; name is None where it is unknown, and counts as empty in the size (§4.1). The text is decoded once, for
+# all blocks that refer to it.
+Entry = tuple[bytes | None, bytes | None, str, int]
 
 # RFC 7541 appendix A, entries 1 to 61: "name value" or "name".
 _STATIC_TABLE = b"""
@@ -70,15 +95,15 @@ proxy-authenticate; proxy-authorization; range; referer; refresh; retry-after; s
 strict-transport-security; transfer-encoding; user-agent; vary; via; www-authenticate
 """
 STATIC: Final[tuple[Entry, ...]] = (
-    (None, None, b"", 0),
+    (None, None, "", 0),
     *(
-        (WANTED.get(name), name, value, 0)
+        (WANTED.get(name), name, value.decode(), 0)
         for name, _, value in (f.strip().partition(b" ") for f in _STATIC_TABLE.split(b";"))
     ),
 )
 
 
-Fields = dict[bytes, bytes]
+Fields = dict[bytes, str]
 Head = TypeVar("Head")
 
 
@@ -145,7 +170,7 @@ class HeaderDecoder(Generic[Head]):
         self.limit: int | None = DEFAULT_TABLE_SIZE if from_start else None
         self.allowed: int | None = DEFAULT_TABLE_SIZE if from_start else None
         self.room = DEFAULT_TABLE_SIZE if from_start else UNKNOWN_LIMIT_WINDOW
-        self.entries: list[Entry] = []
+        self.entries: deque[Entry] = deque()
         self.size = 0
         self._unnamed = False  # a field without a name was seen, and may be in the table
         self._blocks: dict[bytes, tuple[Head, Fields, int, str]] = {}
@@ -264,17 +289,18 @@ class HeaderDecoder(Generic[Head]):
                     error = "hpack_truncated"
                     break
                 if insert or key is not None or name is None:
-                    text = huffman.decode(block[at:stop]) if byte >= 0x80 else block[at:stop]
-                    if text is None:
+                    value = huffman.decode(block[at:stop]) if byte >= 0x80 else block[at:stop]
+                    if value is None:
                         error = "hpack_huffman"
                         break
                     if name is None:
-                        key = _key_by_shape(text)
+                        key = _key_by_shape(value)
                         self._unnamed = True
+                    text = ""
                     if key is not None:
-                        fields[key] = text
+                        fields[key] = text = READERS.get(key, _as_trace)(value)
                     if insert:
-                        size = len(text) + ENTRY_OVERHEAD
+                        size = len(value) + ENTRY_OVERHEAD
                         if name is not None:
                             size += len(name)
                         entries.append((key, name, text, size))
@@ -295,7 +321,7 @@ class HeaderDecoder(Generic[Head]):
             self.restart()
             return self._interpret(fields), fields, unknown + 1, error
         result = self._interpret(fields), fields, unknown, ""
-        if indexed_only and len(self._blocks) < CACHED_BLOCKS:
+        if indexed_only and end <= LONGEST_CACHED_BLOCK and len(self._blocks) < CACHED_BLOCKS:
             self._blocks[block] = result
         return result
 
@@ -314,11 +340,8 @@ class HeaderDecoder(Generic[Head]):
         entries = self.entries
         size = self.size
         room = self.room
-        drop = 0
         while size > room:
-            size -= entries[drop][3]
-            drop += 1
-        del entries[:drop]
+            size -= entries.popleft()[3]
         self.size = size
         # Sizes here are never too large, so what was dropped is surely gone, and all that is older with it.
         self.complete = self.limit == room

@@ -23,6 +23,7 @@ ENOUGH_FRAMES_ALIGNED: Final = 2
 KEPT_BYTES: Final = 64 * 1024
 KEPT_CALLS: Final = 1024
 CANDIDATES: Final = 32
+_MAYBE_HEADER: Final = (frames.plausible_header(from_client=False), frames.plausible_header(from_client=True))
 
 
 @dataclass(slots=True)
@@ -110,6 +111,7 @@ class FrameSeeker:
         self._scanned = 0
         self._end = 0
         self._kept = 0  # captured bytes in `segments`
+        self._dead: set[int] = set()  # frame headers in the tail from which frames do not tile
 
     def add(self, call: Call | None, data: bytes, unseen: int, *, claimed: bool) -> int:
         """Takes one call's bytes, or a hole (`call` None, no data).
@@ -131,6 +133,7 @@ class FrameSeeker:
             self._tail.clear()
             self._tail_offset = self._scanned = self._end
             self._candidates = [candidate for candidate in self._candidates if candidate.next >= self._end]
+            self._dead.clear()
         self._forget()
         return found
 
@@ -170,19 +173,19 @@ class FrameSeeker:
         kind, length = head & 0xFF, head >> 8
         if not frames.is_plausible(kind, flags, length, stream_id, self._max_frame_size):
             return None
-        if self._from_client and (kind == frames.PUSH_PROMISE or (kind in _OPENS_OR_FILLS and not stream_id & 1)):
+        if self._from_client and (kind == frames.PUSH_PROMISE or (kind in frames.OPENS_OR_FILLS and not stream_id & 1)):
             return None
         return kind, flags, length
 
     def _scan(self, call_start: int) -> int:
         """Looks for new candidates in the bytes not looked at before, until one is believed: its start, or -1."""
         shift = self._tail_offset
-        stop = max(len(self._tail) - frames.FRAME_HEADER_SIZE + 1, 0)  # `find` counts a negative one from the end
-        at = self._scanned - shift
-        while len(self._candidates) < CANDIDATES and (at := self._tail.find(b"\0", at, stop)) >= 0:
-            offset = at + shift
-            at += 1
-            if self._header(offset) is None:
+        stop = max(len(self._tail) - frames.FRAME_HEADER_SIZE + 1, 0)
+        for match in _MAYBE_HEADER[self._from_client].finditer(self._tail, max(self._scanned - shift, 0)):
+            if len(self._candidates) >= CANDIDATES:
+                break
+            offset = match.start() + shift
+            if offset in self._dead or self._header(offset) is None:
                 continue
             candidate = Candidate(offset, offset, 0, aligned=offset == call_start)
             if self._tiles(candidate):
@@ -209,9 +212,11 @@ class FrameSeeker:
 
     def _tiles(self, candidate: Candidate) -> bool:
         """Counts the frames that follow; False as soon as something that is no frame does."""
+        passed: list[int] = []
         while candidate.next + frames.FRAME_HEADER_SIZE <= self._end:
-            header = self._header(candidate.next)
+            header = None if candidate.next in self._dead else self._header(candidate.next)
             if header is None:
+                self._dead.update(passed)
                 return False
             kind, flags, length = header
             payload = candidate.next + frames.FRAME_HEADER_SIZE
@@ -222,12 +227,11 @@ class FrameSeeker:
                 content = bytes(self._tail[at : at + length])
                 start, end = frames.content_range(kind, flags, content, 0, length)
                 if flags & frames.END_HEADERS and not (start < end and is_well_formed(content[start:end])):
+                    self._dead.update(passed)
                     return False
             elif kind == frames.CONTINUATION and not candidate.frames:
                 return False
+            passed.append(candidate.next)
             candidate.next = payload + length
             candidate.frames += 1
         return True
-
-
-_OPENS_OR_FILLS = frozenset({frames.DATA, frames.HEADERS, frames.CONTINUATION})

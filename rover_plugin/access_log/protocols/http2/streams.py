@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote
 
 from rover_plugin.access_log.model import TraceContext
+from rover_plugin.access_log.protocols import texts
 from rover_plugin.access_log.protocols.http2.hpack import SW8_BY_SHAPE, TRACEPARENT_BY_SHAPE
 from rover_plugin.access_log.protocols.trace_context import extract
 
@@ -24,14 +25,16 @@ REQUEST_LOSS: Final = 16  # bytes of this side were lost while the stream was op
 RESPONSE_LOSS: Final = 32
 DONE: Final = 64  # the exchange is out
 
-_STATUS = {str(code).encode(): code for code in range(100, 600)}
-_METHOD = {m.encode(): m for m in ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE", "CONNECT")}
+_STATUS = {str(code): code for code in range(100, 600)}
 
-RequestHead = tuple[str | None, str | None, str | None, TraceContext | None]
-"""Method, path without query and fragment, host, trace context."""
+# Without any other field, a block names no trace.
+_UNTRACED = frozenset({b":method", b":path", b":authority", b"host", b"content-length"})
 
-ResponseHead = tuple[int | None, int | None, str | None]
-"""Status, gRPC status, gRPC message."""
+RequestHead = tuple[str | None, str | None, str | None, TraceContext | None, int]
+"""Method, path without query and fragment, host, trace context, announced size of the content (-1 if none is)."""
+
+ResponseHead = tuple[int | None, int | None, str | None, int]
+"""Status, gRPC status, gRPC message, announced size of the content (-1 if none is)."""
 
 
 class Stream:
@@ -42,56 +45,49 @@ class Stream:
         exchange: what the log will get.
         seen: which parts went by (the bits above).
         label: what `exchange.completeness` becomes unless it stays COMPLETE.
+        request_length, response_length: sizes of the content as announced, -1 if none is.
     """
 
-    __slots__ = ("exchange", "id", "label", "seen")
+    __slots__ = ("exchange", "id", "label", "request_length", "response_length", "seen")
 
     def __init__(self, stream_id: int, exchange: Exchange) -> None:
         self.id = stream_id
         self.exchange = exchange
         self.seen = 0
         self.label: Completeness | None = None
+        self.request_length = self.response_length = -1
 
 
-def _text(value: bytes) -> str:
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value.decode("utf-8", "replace")
+def _trace(fields: Fields) -> TraceContext | None:
+    def header(name: bytes) -> bytes | None:
+        value = fields.get(name)
+        return None if value is None else value.encode("latin-1")
+
+    return extract(header)
 
 
 def read_request(fields: Fields) -> RequestHead:
     """What a request's header block says. A host in `:authority` goes before `host` (RFC 9113 §8.3.1)."""
-    method = fields.get(b":method")
-    path = fields.get(b":path")
-    host = fields.get(b":authority") or fields.get(b"host")
-    if path is not None and (b"?" in path or b"#" in path):
-        path = path.partition(b"?")[0].partition(b"#")[0]
-    if method is None or path is None or host is None:
-        return (
-            None if method is None else _text(method),
-            None if path is None else _text(path),
-            None if host is None else _text(host),
-            extract(fields.get),
-        )
-    # Anything beyond these three is a trace header.
-    trace = extract(fields.get) if len(fields) > 3 else None
-    try:
-        return _METHOD.get(method) or method.decode(), path.decode(), host.decode(), trace
-    except UnicodeDecodeError:
-        return _text(method), _text(path), _text(host), trace
+    return (
+        fields.get(b":method") or None,
+        fields.get(b":path"),
+        fields.get(b":authority") or fields.get(b"host"),
+        _trace(fields) if not fields.keys() <= _UNTRACED else None,
+        texts.length(fields.get(b"content-length")),
+    )
 
 
 def read_response(fields: Fields) -> ResponseHead:
     """What a block of a response says: interim response, head or trailers."""
     if len(fields) == 1 and b":status" in fields:
-        return _STATUS.get(fields[b":status"]), None, None
-    grpc_status = fields.get(b"grpc-status")
+        return _STATUS.get(fields[b":status"]), None, None, -1
+    code = texts.length(fields.get(b"grpc-status"))
     message = fields.get(b"grpc-message")
     return (
-        _STATUS.get(fields.get(b":status", b"")),
-        int(grpc_status) if grpc_status is not None and grpc_status.isdigit() and len(grpc_status) < 10 else None,
-        None if message is None else _text(unquote_to_bytes(message)),
+        _STATUS.get(fields.get(b":status", "")),
+        code if 0 <= code < 10**9 else None,
+        None if message is None else unquote(message),
+        texts.length(fields.get(b"content-length")),
     )
 
 
@@ -101,7 +97,7 @@ def take_request(stream: Stream, head: RequestHead, size: int) -> None:
     exchange.request_header_bytes += size
     if not stream.seen & REQUEST_HEAD:
         stream.seen |= REQUEST_HEAD
-        exchange.method, exchange.path, exchange.host, exchange.trace = head
+        exchange.method, exchange.path, exchange.host, exchange.trace, stream.request_length = head
 
 
 def take_response(stream: Stream, head: ResponseHead, size: int) -> None:
@@ -110,12 +106,13 @@ def take_response(stream: Stream, head: ResponseHead, size: int) -> None:
     A block without a status before any with one is a head whose status is unknown, or trailers of a head that went by
     unseen.
     """
-    status, grpc_status, message = head
+    status, grpc_status, message, length = head
     exchange = stream.exchange
     if status is not None:
         if status < 200:
             return
         exchange.status = status
+        stream.response_length = length
     stream.seen |= RESPONSE_HEAD
     exchange.response_header_bytes += size
     if grpc_status is not None:
@@ -135,8 +132,8 @@ def label_unknown(stream: Stream, fields: Fields, label: Completeness, *, is_req
         missing = exchange.method is None or exchange.host is None
         missing = missing or (exchange.path is None and exchange.method != "CONNECT")
         if exchange.trace is None:
-            by_shape = {b"sw8": fields.get(SW8_BY_SHAPE), b"traceparent": fields.get(TRACEPARENT_BY_SHAPE)}
-            exchange.trace = extract(by_shape.get)
+            named = {b"sw8": fields.get(SW8_BY_SHAPE), b"traceparent": fields.get(TRACEPARENT_BY_SHAPE)}
+            exchange.trace = _trace({name: value for name, value in named.items() if value is not None})
             missing = missing or exchange.trace is not None
     else:
         missing = exchange.status is None

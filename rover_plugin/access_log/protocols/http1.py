@@ -25,17 +25,20 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from rover_plugin.access_log.model import Call, Completeness, Exchange, Operation, ProtocolName, Side
+from rover_plugin.access_log.model import Call, Completeness, EndedBy, Exchange, Operation, ProtocolName, Side
 from rover_plugin.access_log.protocols.analyzer import NOBODY, Framing, Handover, Piece
 from rover_plugin.access_log.protocols.http1_head import (
     CHUNKED,
+    INVALID,
     PREFACE_LINE,
     UNTIL_CLOSE,
     WIRE_METHODS,
     begins_message,
+    expects_continue,
     head_end,
     header,
     may_begin_message,
+    may_resume_message,
     parse_request,
     parse_response,
     resumes_message,
@@ -78,9 +81,10 @@ _CHUNK_END = 4  # the CRLF after it, `remaining` bytes of it
 _CHUNK_SIZE = 5  # inside a chunk-size line
 _TRAILER = 6  # inside the trailer section; `remaining` bytes of it may still come
 _UNTIL_CLOSE = 7  # content until the connection closes
-_LOST = 8  # unknown
-_PARKED = 9  # of a request, or of a tunnel: the answer to the last request will tell
-_DONE = 10  # not HTTP/1's any more
+_OFFERED = 8  # of a request's content, `remaining` bytes or CHUNKED; or, if it is declined, of the next request
+_LOST = 9  # unknown
+_PARKED = 10  # of a request, or of a tunnel: the answer to the last request will tell
+_DONE = 11  # not HTTP/1's any more
 
 _COUNTED = frozenset((_LENGTH, _CHUNK_DATA, _CHUNK_END))
 _IN_CHUNKS = frozenset((_CHUNK_DATA, _CHUNK_END, _CHUNK_SIZE))
@@ -90,13 +94,15 @@ _FRAMING = {_LENGTH: Framing.HEAD, _CHUNK_DATA: Framing.CHUNK}
 class _Half:
     """One side of the connection."""
 
-    __slots__ = ("begin", "buffer", "calls", "exchange", "first", "remaining", "side", "state")
+    __slots__ = ("begin", "buffer", "calls", "exchange", "first", "method", "offer", "remaining", "side", "state")
 
     def __init__(self, side: Side, state: int) -> None:
         self.side = side
         self.state = state
         self.exchange: Exchange | None = None
+        self.method: str | None = None  # of the request that the present response answers, as far as that is known
         self.remaining = 0
+        self.offer: int | None = None  # the content that was declined if what is read now is a request: as `remaining`
         self.buffer = bytearray()  # a cut header section or line
         self.first: Call | None = None  # the call in which a cut header section begins,
         self.begin = -1  # and the position of its first byte in the stream
@@ -181,6 +187,8 @@ class Http1Analyzer:
             elif state == _UNTIL_CLOSE:
                 _add_content(half, size - position)
                 position = size
+            elif state == _OFFERED:
+                self._offered(half, call, data, position)
             else:
                 break
         if half.state >= _PARKED:
@@ -200,16 +208,25 @@ class Http1Analyzer:
         """See `Analyzer.expire`."""
         for half in (self._response, self._request):
             exchange = half.exchange
-            if half.state == _LOST and exchange is not None and exchange.end_ns < before_ns:
+            if exchange is None or exchange.end_ns >= before_ns:
+                continue
+            if half.state == _LOST:
                 self._end(half)
-        self._pairing.expire(before_ns)
+            elif half.state == _OFFERED and self._pairing.answered(exchange):
+                half.state = _LOST
+                self._end(half)
+        if self._response.state != _HEAD:  # else the first of them is being answered
+            self._pairing.expire(before_ns)
 
     def close(self, now_ns: int, ended_by: Ends = NOBODY) -> None:  # noqa: ARG002 the last byte's time is what counts
         """See `Analyzer.close`."""
         for half in (self._response, self._request):
             if half.state == _HEAD:
                 self._cut_head(half, _TRUNCATED)
+                if half.side and half.exchange is None:
+                    self._pairing.lose_responses(_TRUNCATED, None)
             if half.exchange is not None:
+                self._cut(half, half.exchange, ended_by[half.side])
                 self._end(half)
             self.loose += half.calls
             half.calls = []
@@ -217,15 +234,15 @@ class Http1Analyzer:
             half.state = _DONE
         self.loose += [piece.call for piece in self._parked]
         self._parked = []
-        self._pairing.close()
+        self._pairing.close(ended_by[Side.RESPONSE])
 
     def unneeded(self, side: Side) -> int:
         """See `Analyzer.unneeded`."""
         half = self._response if side else self._request
         if half.state in (_LENGTH, _CHUNK_DATA):
             # Without the request, a Content-Length may be that of a HEAD response: the next bytes must be looked at.
-            return half.remaining if half.exchange is None or half.exchange.method is not None else 0
-        if half.state == _DONE or (half.state == _UNTIL_CLOSE and half.exchange and half.exchange.method is not None):
+            return half.remaining if _framed(half) else 0
+        if half.state == _DONE or (half.state == _UNTIL_CLOSE and _framed(half)):
             return -1
         return 0
 
@@ -320,7 +337,9 @@ class Http1Analyzer:
                 self._settle_cut_request()
                 exchange = half.exchange
                 self._pairing.lose_responses(_TRUNCATED, exchange)
-        elif exchange is not None and exchange.method is None and self._begins_response(half, data, 0):
+        elif half.state == _OFFERED and data:
+            return
+        elif not _framed(half) and self._begins_response(half, data, 0):
             self._end(half)
             half.state = _START
             return
@@ -337,7 +356,7 @@ class Http1Analyzer:
 
     def _begins_response(self, half: _Half, data: bytes, position: int) -> bool:
         """Whether another response is where the content of one whose request is unknown should be (HEAD has none)."""
-        if half.side is not Side.RESPONSE or position == len(data):
+        if position == len(data):
             return False
         start = data[position : position + 16]
         whole = len(start) == 16
@@ -378,7 +397,7 @@ class Http1Analyzer:
                     self._fresh = False
                     half.calls.append(call)
                 buffer += memoryview(data)[position : position + MAX_HEAD + 1]
-                self._check_cut_head(half, 0)
+                self._check_cut_head(half, call, 0)
                 return len(data)
             head = data if end - position == len(data) else data[position:end]
         else:
@@ -387,7 +406,7 @@ class Http1Analyzer:
             buffer += memoryview(data)[position : position + MAX_HEAD + 1]
             end = head_end(buffer, searched)
             if end < 0 or end > MAX_HEAD:
-                self._check_cut_head(half, before)
+                self._check_cut_head(half, call, before)
                 return len(data)
             head = bytes(memoryview(buffer)[:end])
             half.buffer = bytearray()
@@ -397,10 +416,12 @@ class Http1Analyzer:
             return self._response_head(half, call, head, data, end)
         return self._request_head(half, call, head, data, end)
 
-    def _check_cut_head(self, half: _Half, checked: int) -> None:
+    def _check_cut_head(self, half: _Half, call: Call, checked: int) -> None:
         """Goes on with a header section in the next call, if it can be one and is not too long."""
         buffer = half.buffer
         response = half.side is Side.RESPONSE
+        if half.offer is not None and not self._declines(half, call, bytes(buffer)):
+            return
         if len(buffer) > MAX_HEAD:
             self._lose(half, _TRUNCATED, "http1_head_too_large")
         elif half.remaining == 0:  # the start line is not known to be one
@@ -413,6 +434,8 @@ class Http1Analyzer:
                 self._lose(half, _TRUNCATED, "http1_bad_start_line")
 
     def _request_head(self, half: _Half, call: Call, head: bytes, data: bytes, position: int) -> int:
+        if half.offer is not None and not self._declines(half, call, head):
+            return position
         parsed = parse_request(head)
         if parsed is None:
             if head.startswith(PREFACE_LINE) and (start := self._preface(half, head, position)) >= 0:
@@ -432,7 +455,10 @@ class Http1Analyzer:
             self._check_early_response(parsed[0])
             return position + content
         half.exchange = self._begin_request(half, call, parsed, len(head))
-        if content >= 0:
+        if not available and content != INVALID and expects_continue(head):
+            half.remaining = content
+            half.state = _OFFERED
+        elif content >= 0:
             half.remaining = content
             half.state = _LENGTH
         elif content == CHUNKED:
@@ -504,12 +530,12 @@ class Http1Analyzer:
             self._interim(half, call, begin)
             return position
         exchange, method = self._begin_response(half, call, status, len(head), begin)
-        if method == "HEAD" or status == 204 or status == 304:  # noqa: PLR1714 - hot; RFC 9112 §6.3
-            content = 0
-        elif status == 101 or (method == "CONNECT" and status < 300):
+        if status == 101 or (method == "CONNECT" and status < 300):
             self._switch(exchange, head, status)
             return position
-        elif exchange.method is None and self._begins_response(half, data, position):
+        if method == "HEAD" or status == 204 or status == 304:  # noqa: PLR1714 - hot; RFC 9112 §6.3
+            content = 0
+        elif method is None and self._begins_response(half, data, position):
             content = 0
         if self._request.state == _PARKED and not self._pairing.queue:
             self._resume()
@@ -536,6 +562,7 @@ class Http1Analyzer:
         if self._request.state == _HEAD:
             self._settle_cut_request()
         exchange, method = self._pairing.begin_response(half.first or call, begin)
+        half.method = method
         half.first = None
         exchange.status = status
         exchange.response_header_bytes = size
@@ -569,6 +596,11 @@ class Http1Analyzer:
 
     def _cut_head(self, half: _Half, label: Completeness) -> None:
         """Makes what it can of a header section whose end will never be seen."""
+        if half.offer is not None and half.exchange is not None:  # content or a request, nobody will know
+            half.offer = None
+            if half.exchange.completeness is _COMPLETE:
+                half.exchange.completeness = label
+            self._end(half)
         size = len(half.buffer)
         lines = bytes(half.buffer[: half.buffer.rfind(b"\n") + 1])
         half.buffer = bytearray()
@@ -595,6 +627,43 @@ class Http1Analyzer:
         self._fresh = fresh
 
     # Content
+
+    def _offered(self, half: _Half, call: Call, data: bytes, position: int) -> None:
+        """What comes after a request's `Expect: 100-continue` (RFC 9110 §10.1.1) and perhaps its final response."""
+        exchange = half.exchange
+        if exchange is not None and self._pairing.answered(exchange) and may_resume_message(data[position:]):
+            half.offer = half.remaining
+            half.state = _START
+        else:
+            self._accept_content(half)
+            if exchange is not None and self._fresh:
+                self._own(exchange, call)
+
+    def _accept_content(self, half: _Half) -> None:
+        if half.remaining == CHUNKED:
+            half.remaining = 0
+            half.state = _CHUNK_SIZE
+        else:
+            half.state = _LENGTH
+
+    def _declines(self, half: _Half, call: Call, seen: bytes) -> bool:
+        """Whether the bytes after an offer are (or can still be) the next request; if not, they are taken as content."""
+        if resumes_message(seen, response=False):
+            half.offer = None
+            self._end(half)
+            return True
+        if may_resume_message(seen):
+            return True
+        half.remaining, half.offer = half.offer or 0, None
+        half.buffer = bytearray()
+        half.first = None
+        calls, half.calls = half.calls, []
+        if half.exchange is not None:
+            for earlier in calls:
+                self._own(half.exchange, earlier)
+        self._accept_content(half)
+        self._take_bytes(half, call, seen, 0, ())
+        return False
 
     def _content(self, half: _Half, size: int, position: int) -> int:
         """Counts content of known length."""
@@ -685,6 +754,19 @@ class Http1Analyzer:
         if request.exchange is exchange and request.state == _LOST:
             self._end(request)
 
+    def _cut(self, half: _Half, exchange: Exchange, ended_by: EndedBy | None) -> None:
+        """The connection ends before the half's present message may end (RFC 9112 §8)."""
+        if half.state >= _LOST:
+            return
+        if half.state == _UNTIL_CLOSE and _ends_content(exchange, ended_by):
+            return
+        if half.state == _OFFERED:  # an answer has declined its content, or there is none
+            return
+        if exchange.completeness is _COMPLETE:
+            exchange.completeness = _TRUNCATED
+        if exchange.ended_by is None:
+            exchange.ended_by = ended_by
+
     # Bytes that were not seen, and bytes that make no sense
 
     def _skip(self, half: _Half, count: int, label: Completeness) -> None:
@@ -700,7 +782,10 @@ class Http1Analyzer:
             if state >= _PARKED:
                 self._parked_lost = True
                 return
-            if state not in _COUNTED or count < 0 or (exchange is not None and exchange.method is None):
+            if state == _OFFERED and exchange is not None and not (label is _GAP and self._pairing.answered(exchange)):
+                self._accept_content(half)
+                continue
+            if state not in _COUNTED or count < 0 or not _framed(half):
                 self._lose(half, label)
                 return
             taken = min(half.remaining, count)
@@ -820,6 +905,23 @@ class Http1Analyzer:
             return
         for piece in parked:
             self.receive(piece.side, piece.call, piece.data, piece.unseen, piece.parts)
+
+
+def _ends_content(exchange: Exchange, ended_by: EndedBy | None) -> bool:
+    """Whether content that lasts until the connection closes has ended in order.
+
+    Its reader may have shut its own side down long before, so a writer that was not reset has written all it wanted.
+    """
+    if ended_by is EndedBy.LOCAL:
+        return exchange.calls[-1].operation is not _READ if exchange.calls else True
+    return ended_by is None or ended_by is EndedBy.REMOTE
+
+
+def _framed(half: _Half) -> bool:
+    """Whether a message's framing is certain: that of a response depends on its request (RFC 9112 §6.3)."""
+    if not half.side or half.method is not None:
+        return True
+    return half.exchange is not None and half.exchange.method is not None
 
 
 def _add_content(half: _Half, size: int) -> None:

@@ -42,8 +42,17 @@ _REQUEST_LINE = re.compile(
     rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64})[ \t]++([^\n]*[^ \t\n])[ \t]++(HTTP/[0-9]\.[0-9])[ \t]*\r?\n"
 )
 # None of these ends in another one's name.
-_KNOWN_METHOD = re.compile(
-    rb"(?:GET|HEAD|POST|PUT|DELETE|CONNECT|OPTIONS|TRACE|PATCH|PROPFIND|REPORT|SEARCH|MKCOL|COPY|MOVE|PURGE|QUERY) "
+_KNOWN_METHODS = tuple(
+    name + b" "
+    for name in (
+        b"GET HEAD POST PUT DELETE CONNECT OPTIONS TRACE PATCH PROPFIND REPORT SEARCH MKCOL COPY MOVE PURGE QUERY".split()
+    )
+)
+_KNOWN_METHOD = re.compile(b"|".join(_KNOWN_METHODS))
+# What may follow where `_CUT_LINE` says nothing yet: a scheme or nothing, an authority, an asterisk (RFC 9112 §3.2).
+_SHORT_TARGET = re.compile(
+    rb"(?:[A-Z]+ (?:h(?:t(?:t(?:p(?:s?(?::/?)?)?)?)?)?)?"
+    rb"|CONNECT [^\x00-\x20\x7f]*(?: [HTP/1.01]*)?\r?|OPTIONS \*(?: [HTP/1.01]*)?\r?)\Z"
 )
 _CUT_LINE = re.compile(rb"[A-Z]+ (?:/|https?://)[^\x00-\x20\x7f]*(?: [HTP/1.01]*)?\r?\Z")
 _LONG_TARGET = 256
@@ -91,6 +100,22 @@ def resumes_message(data: bytes, *, response: bool) -> bool:
     if _KNOWN_METHOD.match(data) is None:
         return False
     return _REQUEST_LINE.match(data) is not None or _CUT_LINE.match(data) is not None
+
+
+def may_resume_message(data: bytes) -> bool:
+    """Whether a call's bytes can be the beginning of what `resumes_message` takes for a request."""
+    if resumes_message(data, response=False):
+        return True
+    method = _KNOWN_METHOD.match(data)
+    if method is None:
+        return any(name.startswith(data) for name in _KNOWN_METHODS)
+    return _SHORT_TARGET.match(data) is not None
+
+
+def expects_continue(head: bytes) -> bool:
+    """Whether a request's content may wait for an interim response (RFC 9110 §10.1.1)."""
+    value = header(head, b"expect")
+    return value is not None and b"100-continue" in value.lower()
 
 
 def long_target(data: bytes) -> bool:

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from rover_plugin.access_log.model import Call, Completeness, Exchange, Operation
+from rover_plugin.access_log.model import Call, Completeness, EndedBy, Exchange, Operation
 
 MAX_OUTSTANDING = 1000
 """Requests waiting for a response on one connection."""
@@ -60,6 +60,7 @@ class Pairing:
         "_in_step",
         "_last_request_ns",
         "_latest",
+        "_moved",
         "_open_request",
         "_pipelines",
         "_reply",
@@ -90,6 +91,7 @@ class Pairing:
         self._held: deque[tuple[Exchange, int]] = deque()  # responses before their request, and when first read
         self._held_open: Exchange | None = None  # the last of them while it is under way
         self._candidate: Exchange | None = None  # in doubt, the latest request if all before it seem answered
+        self._moved: Completeness | None = None  # bytes of responses that nobody could read passed since it was asked
         self._in_step = False  # interim responses to it were seen, and no byte lost since
         self._reply: Exchange | None = None  # the response at its position
         self._reply_done = False
@@ -159,6 +161,7 @@ class Pairing:
             self._release(exchange, doubt)
         else:
             self._candidate = exchange
+            self._moved = None
 
     def _early_response(self, request: Exchange, call: Call) -> Exchange | None:
         """The held response that answers this request: only a request being written can be seen after its response."""
@@ -190,6 +193,10 @@ class Pairing:
             self._in_step = True
             return self._candidate
         return None
+
+    def answered(self, request: Exchange) -> bool:
+        """Whether the final response to this request has begun."""
+        return request.status is not None or (request is self._candidate and self._reply is not None)
 
     def owed(self) -> bool:
         """Whether the next response certainly answers a request that is known already."""
@@ -282,6 +289,7 @@ class Pairing:
         if self._reply is not None and current is not self._reply:
             self._part()
         self._abandon_queue(label)
+        self._moved = self._moved or label
         self._release_held(label)
 
     # Time and the end
@@ -304,19 +312,22 @@ class Pairing:
             return
         if self._reply is None:
             if candidate.end_ns < before_ns:
-                self._release(candidate, Completeness.NO_RESPONSE)
+                self._release(candidate, self._moved or Completeness.NO_RESPONSE)
                 self._candidate = None
         elif self._reply_done and self._reply.end_ns < before_ns and not self._join():
             self._part()
 
-    def close(self) -> None:
+    def close(self, ended_by: EndedBy | None) -> None:
         """Everything comes out. The current request and response have been ended before."""
         for exchange in list(self.queue)[self._abandoned :]:
+            exchange.ended_by = exchange.ended_by or ended_by
             self._release(exchange, Completeness.NO_RESPONSE)
         self.queue.clear()
         self._abandoned = 0
         if self._candidate is not None and self._reply is None:
-            self._release(self._candidate, Completeness.NO_RESPONSE)
+            if self._moved is None:
+                self._candidate.ended_by = self._candidate.ended_by or ended_by
+            self._release(self._candidate, self._moved or Completeness.NO_RESPONSE)
             self._candidate = None
         elif not self._join():
             self._part()
@@ -344,6 +355,7 @@ class Pairing:
             self._pipelines = self._pipelines or (number > 0 and _together(waiting[number - 1], exchange))
         if waiting and self._candidate is None and not self._pipelines:
             self._candidate = waiting.pop()
+            self._moved = None
         for exchange in waiting:
             self._release(exchange, label)
 
@@ -413,4 +425,5 @@ def _join(request: Exchange, response: Exchange, into: Exchange) -> None:
         into.completeness = request.completeness
     elif response.completeness is not _COMPLETE:
         into.completeness = response.completeness
+    into.ended_by = request.ended_by or response.ended_by
     into.calls = request.calls + response.calls

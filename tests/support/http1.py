@@ -8,10 +8,13 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from rover_plugin.access_log.model import Call, Exchange, Operation, Side
+from rover_plugin.access_log.protocols.analyzer import NOBODY
 from rover_plugin.access_log.protocols.http1 import Http1Analyzer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from rover_plugin.access_log.protocols.analyzer import Ends
 
 REQUEST, RESPONSE = Side.REQUEST, Side.RESPONSE
 
@@ -88,11 +91,11 @@ class Conversation:
     def response(self, data: bytes, unseen: int = 0) -> Call:
         return self.feed(RESPONSE, data, unseen)
 
-    def close(self) -> list[Exchange]:
+    def close(self, ended_by: Ends = NOBODY) -> list[Exchange]:
         """Ends the connection, checks that every call came out exactly once, and returns all exchanges."""
         for side in (REQUEST, RESPONSE):
             self.tell_lost(side)
-        self.analyzer.close(self.now_ns)
+        self.analyzer.close(self.now_ns, ended_by)
         check_calls(self.analyzer, self.given)
         return self.analyzer.exchanges
 

@@ -324,3 +324,68 @@ def test_after_many_losses_a_client_that_waits_is_whole_again_with_its_third_exc
         check(exchanges, f"seed {seed}")
         whole_ones = {item.path for item in exchanges if item.completeness is Completeness.COMPLETE}
         assert whole_ones >= {f"/{number}" for number in NUMBERS[7:]}, seed
+
+
+def _answer(number: int, size: int) -> bytes:
+    return b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (400 + number, size)
+
+
+def _sizes(exchanges: list[Exchange]) -> list[tuple[str | None, int | None, int, str]]:
+    return [(e.path, e.status, e.response_body_bytes, e.completeness) for e in exchanges]
+
+
+@pytest.mark.parametrize("client", [False, True])
+@pytest.mark.parametrize(
+    ("size", "in_head_call"), [(5, 0), (200_000, 65_000), (200_000, 0), (0, 0)], ids=["small", "large", "file", "empty"]
+)
+def test_joined_late_content_that_is_never_copied_is_counted(client: bool, size: int, in_head_call: int) -> None:
+    conversation = Conversation(late_join=True, client=client)
+    for number in range(6):
+        conversation.request(b"GET /%d HTTP/1.1\r\n\r\n" % number)
+        conversation.response(
+            _answer(number, size) + b"a" * in_head_call, unseen=size - in_head_call if number % 2 else 0
+        )
+        if not number % 2 and size > in_head_call:
+            conversation.response(b"", unseen=size - in_head_call)
+    assert _sizes(conversation.close()) == [(f"/{n}", 400 + n, size, "complete") for n in range(6)]
+
+
+def test_joined_within_content_that_is_never_copied_costs_that_exchange() -> None:
+    conversation = Conversation(late_join=True)
+    conversation.response(b"", unseen=2_000_000)
+    for number in range(6):
+        conversation.request(b"GET /%d HTTP/1.1\r\n\r\n" % number)
+        conversation.response(_answer(number, 70_000))
+        conversation.response(b"", unseen=70_000)
+    assert _sizes(conversation.close()) == [(f"/{n}", 400 + n, 70_000, "complete") for n in range(6)]
+
+
+def test_content_cut_off_by_our_own_limit_costs_no_later_content() -> None:
+    conversation = Conversation(client=True)
+    chunked = b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n" + b"2710\r\n" + b"c" * 10_000
+    conversation.request(b"GET /chunked HTTP/1.1\r\n\r\n")
+    conversation.response(chunked, unseen=200_000)
+    for number in range(4):
+        conversation.request(b"GET /%d HTTP/1.1\r\n\r\n" % number)
+        conversation.response(_answer(number, 200_000) + b"l" * 60_000, unseen=140_000)
+    first, *others = _sizes(conversation.close())
+    assert first == ("/chunked", 200, 10_000, "truncated")
+    assert others == [(f"/{n}", 400 + n, 200_000, "complete") for n in range(4)]
+
+
+def test_in_doubt_content_that_looks_like_a_response_is_content() -> None:
+    conversation = Conversation(late_join=True)
+    inner = b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n"
+    for number in range(3):
+        conversation.request(b"GET /%d HTTP/1.1\r\n\r\n" % number)
+        conversation.response(_answer(number, len(inner)))
+        conversation.response(inner)
+    assert _sizes(conversation.close()) == [(f"/{n}", 400 + n, len(inner), "complete") for n in range(3)]
+
+
+def test_in_doubt_head_responses_have_no_content() -> None:
+    conversation = Conversation(late_join=True)
+    for number in range(4):
+        conversation.request(b"HEAD /%d HTTP/1.1\r\n\r\n" % number)
+        conversation.response(_answer(number, 100_000))
+    assert _sizes(conversation.close()) == [(f"/{n}", 400 + n, 0, "complete") for n in range(4)]

@@ -24,12 +24,18 @@ SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade
 def _run(script: list[tuple[Direction, bytes]], role: Role) -> tuple[Conversation, list[Call]]:
     talk = Conversation(role)
     calls = []
+    positions = [1000, 2000]
     for number, (direction, written) in enumerate(script):
         operation = Operation.READ if direction is Direction.INGRESS else Operation.WRITE
-        calls.append(Call(operation, 0, 10 * number, 10 * number + 5, len(written)))
+        position, opposite = positions[direction], positions[1 - direction]
+        positions[direction] += len(written)
+        calls.append(
+            Call(operation, 0, 10 * number, 10 * number + 5, len(written), position=position, opposite=opposite)
+        )
         talk.receive(direction, calls[-1], written, 0)
     talk.close(10**6)
     out = [id(call) for exchange in talk.exchanges for call in exchange.calls] + [id(call) for call in talk.loose]
+    out += [id(call) for _, earlier in talk.earlier for call in earlier]
     assert sorted(out) == sorted(map(id, calls))
     return talk, calls
 
@@ -103,3 +109,28 @@ def test_prior_knowledge_wherever_calls_cut(role: Role) -> None:
             assert talk.role is (Role.SERVER if role is Role.UNKNOWN else role)
             if role is not Role.UNKNOWN:
                 assert all(e.completeness is Completeness.COMPLETE for e in talk.exchanges)
+
+
+@pytest.mark.parametrize("role", [Role.SERVER, Role.UNKNOWN])
+def test_a_head_request_upgrades_as_any_other(role: Role) -> None:
+    """Java's HttpClient and `curl -I --http2` ask so."""
+    up, down = hpack.Encoder(), hpack.Encoder()
+    script = [
+        (
+            UP,
+            UPGRADE.replace(b"POST /first?q", b"HEAD /h").replace(b"Content-Length: 4\r\n\r\nbody", b"\r\n"),
+        ),
+        (DOWN, SWITCHING + settings()),
+        (UP, PREFACE + settings() + SETTINGS_ACK),
+        (DOWN, headers(1, down.encode([(":status", "200"), ("content-length", "1000")]))),
+        (UP, headers(3, up.encode(get("/second", "h.test")))),
+        (DOWN, headers(3, down.encode([(":status", "404")]))),
+    ]
+    for cut in _cuts(script):
+        if role is Role.UNKNOWN and cut[0] != script[0]:
+            continue  # who comes in the middle of a start line has missed it
+        talk, _ = _run(cut, role)
+        assert [(e.method, e.path, e.status, e.response_body_bytes, e.completeness) for e in talk.exchanges] == [
+            ("HEAD", "/h", 200, 0, Completeness.COMPLETE),
+            ("GET", "/second", 404, 0, Completeness.COMPLETE),
+        ]

@@ -339,7 +339,7 @@ class Http1Analyzer:
                 self._pairing.lose_responses(_TRUNCATED, exchange)
         elif half.state == _OFFERED and data:
             return
-        elif not _framed(half) and self._begins_response(half, data, 0):
+        elif not _framed(half) and _begins_response(data, 0):
             self._end(half)
             half.state = _START
             return
@@ -353,14 +353,6 @@ class Http1Analyzer:
         else:
             self.loose.append(call)
         exchange.end_ns = max(exchange.end_ns, call.exit_ns)
-
-    def _begins_response(self, half: _Half, data: bytes, position: int) -> bool:
-        """Whether another response is where the content of one whose request is unknown should be (HEAD has none)."""
-        if position == len(data):
-            return False
-        start = data[position : position + 16]
-        whole = len(start) == 16
-        return begins_message(start, response=True) or (not whole and may_begin_message(start, response=True))
 
     def _stream_position(self, call: Call, data: bytes, position: int) -> int:
         """Position of `data[position]` in its stream; -1 if not known."""
@@ -533,10 +525,8 @@ class Http1Analyzer:
         if status == 101 or (method == "CONNECT" and status < 300):
             self._switch(exchange, head, status)
             return position
-        if method == "HEAD" or status == 204 or status == 304:  # noqa: PLR1714 - hot; RFC 9112 §6.3
-            content = 0
-        elif method is None and self._begins_response(half, data, position):
-            content = 0
+        if method == "HEAD" or status in (204, 304) or (method is None and _begins_response(data, position)):
+            content = 0  # RFC 9112 §6.3
         if self._request.state == _PARKED and not self._pairing.queue:
             self._resume()
         if 0 <= content <= len(data) - position:
@@ -647,7 +637,7 @@ class Http1Analyzer:
             half.state = _LENGTH
 
     def _declines(self, half: _Half, call: Call, seen: bytes) -> bool:
-        """Whether the bytes after an offer are (or can still be) the next request; if not, they are taken as content."""
+        """Whether the bytes after an offer are, or can still be, the next request; else takes them as content."""
         if resumes_message(seen, response=False):
             half.offer = None
             self._end(half)
@@ -841,6 +831,7 @@ class Http1Analyzer:
             self._end_response(exchange)
             return
         self.handover = Handover(ProtocolName.HTTP2, parked)
+        exchange = self._pairing.take_upgraded(exchange)
         if exchange.path is None:  # its request was never seen
             self._end_response(exchange)
         else:
@@ -915,6 +906,15 @@ def _ends_content(exchange: Exchange, ended_by: EndedBy | None) -> bool:
     if ended_by is EndedBy.LOCAL:
         return exchange.calls[-1].operation is not _READ if exchange.calls else True
     return ended_by is None or ended_by is EndedBy.REMOTE
+
+
+def _begins_response(data: bytes, position: int) -> bool:
+    """Whether another response is where the content of one whose request is unknown should be (HEAD has none)."""
+    if position == len(data):
+        return False
+    start = data[position : position + 16]
+    whole = len(start) == 16
+    return begins_message(start, response=True) or (not whole and may_begin_message(start, response=True))
 
 
 def _framed(half: _Half) -> bool:

@@ -42,12 +42,8 @@ _REQUEST_LINE = re.compile(
     rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64})[ \t]++([^\n]*[^ \t\n])[ \t]++(HTTP/[0-9]\.[0-9])[ \t]*\r?\n"
 )
 # None of these ends in another one's name.
-_KNOWN_METHODS = tuple(
-    name + b" "
-    for name in (
-        b"GET HEAD POST PUT DELETE CONNECT OPTIONS TRACE PATCH PROPFIND REPORT SEARCH MKCOL COPY MOVE PURGE QUERY".split()
-    )
-)
+_EXTENSION_METHODS = (b"PROPFIND", b"REPORT", b"SEARCH", b"MKCOL", b"COPY", b"MOVE", b"PURGE", b"QUERY")
+_KNOWN_METHODS = tuple(name + b" " for name in (*_METHODS, *_EXTENSION_METHODS))
 _KNOWN_METHOD = re.compile(b"|".join(_KNOWN_METHODS))
 # What may follow where `_CUT_LINE` says nothing yet: a scheme or nothing, an authority, an asterisk (RFC 9112 §3.2).
 _SHORT_TARGET = re.compile(

@@ -359,6 +359,15 @@ class Pairing:
         for exchange in waiting:
             self._release(exchange, label)
 
+    def take_upgraded(self, response: Exchange) -> Exchange:
+        """The exchange of a response with which HTTP/1 ends here: in doubt that of its candidate, joined."""
+        candidate = self._candidate
+        if response is not self._reply or candidate is None:
+            return response
+        _join(candidate, response, into=candidate)
+        self._forget()
+        return candidate
+
     def _join(self) -> bool:
         """Lets the candidate and its finished reply out as one, if that is proven."""
         candidate, reply = self._candidate, self._reply

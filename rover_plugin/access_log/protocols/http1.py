@@ -328,7 +328,7 @@ class Http1Analyzer:
         """Gives a call to the message that it goes on with; a lost side may find its thread again here."""
         exchange = half.exchange
         if half.state == _LOST:
-            if resumes_message(data, response=half.side is Side.RESPONSE):
+            if resumes_message(data, response=half.side is Side.RESPONSE) or self._is_reply(half, call, data):
                 if exchange is not None:
                     self._end(half)
                 half.state = _START
@@ -345,6 +345,15 @@ class Http1Analyzer:
             return
         if exchange is not None:
             self._own(exchange, call)
+
+    def _is_reply(self, half: _Half, call: Call, data: bytes) -> bool:
+        """Whether a response's bytes begin, by their position, the one looked for, if only with a part of it."""
+        return (
+            half.side is Side.RESPONSE
+            and data != b""
+            and may_begin_message(data, response=True)
+            and self._pairing.begins_reply(call, self._stream_position(call, data, 0))
+        )
 
     def _own(self, exchange: Exchange, call: Call) -> None:
         self._fresh = False

@@ -242,7 +242,7 @@ class Pairing:
             self._held_open = response
             return response, None
         candidate, reply = self._candidate, self._reply
-        if candidate is not None and self._answers_candidate(position) and call.opposite == _end(self.latest_request):
+        if candidate is not None and self.begins_reply(call, position):
             response.completeness = _COMPLETE
             self._reply = response
             return response, candidate.method
@@ -250,6 +250,10 @@ class Pairing:
             self._pipelines = True  # two responses, and not a byte of a request between
         self._part()
         return response, None
+
+    def begins_reply(self, call: Call, position: int) -> bool:
+        """Whether the response that begins with `call`, at this position, is the one looked for."""
+        return self._answers_candidate(position) and call.opposite == _end(self.latest_request)
 
     def _answers_candidate(self, position: int) -> bool:
         """Whether a response at this position is the first since the candidate was asked."""

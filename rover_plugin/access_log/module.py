@@ -153,6 +153,8 @@ class AccessLogModule:
         for balance in ledger.balances:
             prefix = f"{balance.output}_{balance.unit}"
             totals[f"{prefix}_exported"] = balance.exported
+            if "disk" in balance.open:
+                totals[f"{prefix}_kept_on_disk"] = balance.open["disk"]
             for reason, count in balance.filtered.items():
                 totals[f"{prefix}_filtered_{reason}"] += count
             for (_, reason), count in balance.lost.items():

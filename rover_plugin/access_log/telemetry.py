@@ -179,6 +179,7 @@ def _ledger(ledger: Ledger, encodings: Sequence[str]) -> Iterator[Sample]:
         amounts: dict[str, Any] = {
             "read": balance.read,
             "ahead": balance.ahead,
+            "restored": balance.restored,
             "bookkeeping": balance.bookkeeping,
             "exported": balance.exported,
             "imbalance": balance.imbalance,

@@ -3,8 +3,8 @@
 
 Two units, each with a balance of its own for every output:
 
-    kernel     read + ahead = bookkeeping + exported + filtered + lost + unparsed + open      (records, or calls)
-    protocol   read + ahead =               exported + filtered + lost            + open      (exchanges)
+    kernel     read + ahead + restored = bookkeeping + exported + filtered + lost + unparsed + open  (records, calls)
+    protocol   read + ahead + restored =               exported + filtered + lost            + open  (exchanges)
 
 Nobody computes a term from the others: records are counted where they are read, calls where they leave a shard, what is
 lost where it is dropped, what is open by adding up what the containers hold.
@@ -51,12 +51,16 @@ class Standing(NamedTuple):
     Attributes:
         exported, filtered, lost: as counted under the output's name; the latter two by reason.
         held: given to the output and not counted yet.
+        restored: found in files of an earlier run, when the output was made.
+        kept: in files, to be sent later, maybe by a later run.
     """
 
     exported: Logs
     filtered: dict[str, Logs]
     lost: dict[str, Logs]
     held: Logs
+    restored: Logs = Logs(0, 0)
+    kept: Logs = Logs(0, 0)
 
 
 def standing(counters: Counters, output: str, held: Logs) -> Standing:
@@ -77,14 +81,17 @@ class Balance:
     Attributes:
         read: what the workers read, and what the ring had no room for, up to their last reports.
         ahead: what workers have handed over since their last reports.
+        restored: what an earlier run had left in the output's files.
         bookkeeping: records that are no kernel log.
-        open: in the connections of the workers (`worker`), unnamed yet (`hub`), or with the output (`output`).
+        open: in the connections of the workers (`worker`), unnamed yet (`hub`), with the output (`output`), or in the
+            output's files (`disk`).
     """
 
     output: str
     unit: str
     read: int = 0
     ahead: int = 0
+    restored: int = 0
     bookkeeping: int = 0
     exported: int = 0
     filtered: dict[str, int] = field(default_factory=dict)
@@ -97,7 +104,7 @@ class Balance:
         """What nobody can account for (positive) or was counted twice (negative); anything but 0 is a bug."""
         known = self.bookkeeping + self.exported
         parts: tuple[Mapping[Any, int], ...] = (self.filtered, self.lost, self.unparsed, self.open)
-        return self.read + self.ahead - known - sum(sum(part.values()) for part in parts)
+        return self.read + self.ahead + self.restored - known - sum(sum(part.values()) for part in parts)
 
 
 class Ledger:
@@ -192,7 +199,10 @@ class Ledger:
         for reason, both in stands.lost.items():
             if both[unit]:
                 balance.lost["queue" if reason == HUB_FULL else "send", reason] = both[unit]
+        balance.restored = stands.restored[unit]
         balance.open = {"hub": waiting[encoding][unit], "output": stands.held[unit]}
+        if balance.restored or stands.kept[unit]:
+            balance.open["disk"] = stands.kept[unit]
         for report in reports:
             for at, reason, *both in report["lost_queue"]:
                 if at == encoding and both[unit]:
@@ -239,6 +249,7 @@ class Ledger:
                 imbalance=balance.imbalance,
                 read=balance.read,
                 ahead=balance.ahead,
+                restored=balance.restored,
                 bookkeeping=balance.bookkeeping,
                 exported=balance.exported,
                 filtered=balance.filtered,

@@ -61,17 +61,23 @@ _LEDGER: Final = ("output", "unit")
 
 METRICS: Final = (
     _gauge("rover_info", "Always 1; the version is in its label.", "version"),
-    # -- loss ledger: read + ahead = bookkeeping + exported + filtered + lost + unparsed + open --
+    # -- loss ledger: read + ahead + restored = bookkeeping + exported + filtered + lost + unparsed + open --
     _counter(
         "rover_ledger_read", "Records (kernel) or exchanges (protocol) up to the workers' last reports.", *_LEDGER
     ),
     _gauge("rover_ledger_ahead", "What workers have handed over since their last reports.", *_LEDGER),
+    _gauge("rover_ledger_restored", "What an earlier run had left in the output's files.", *_LEDGER),
     _counter("rover_ledger_bookkeeping", "Records that are no log: a connection was met midway.", *_LEDGER),
     _counter("rover_ledger_exported", "Logs written, or confirmed by the backend.", *_LEDGER),
     _counter("rover_ledger_filtered", "Logs left out on purpose.", *_LEDGER, "reason"),
     _counter("rover_ledger_lost", "Logs lost in the ring, a queue, or while sending.", *_LEDGER, "stage", "reason"),
     _counter("rover_ledger_unparsed", "Records that could not be used.", *_LEDGER, "reason"),
-    _gauge("rover_ledger_open", "Logs that are still with a worker, the hub or the output.", *_LEDGER, "where"),
+    _gauge(
+        "rover_ledger_open",
+        "Logs that are still with a worker, the hub, the output, or in its files.",
+        *_LEDGER,
+        "where",
+    ),
     _gauge("rover_ledger_imbalance", "What nobody can account for. Anything but 0 is a bug.", *_LEDGER),
     _gauge("rover_ledger_worker_imbalance", "The same, of one worker alone.", "worker", "encoding", "unit"),
     # -- from the kernel --
@@ -141,7 +147,7 @@ readiness probe: restarting the agent does not bring a backend back.
 
 The lines `rover_ledger_*` of one output and unit add up exactly in every scrape:
 
-    read + ahead = bookkeeping + exported + filtered + lost + unparsed + open + imbalance
+    read + ahead + restored = bookkeeping + exported + filtered + lost + unparsed + open + imbalance
 
 They are as of the workers' last reports, at most about a second old; `rover_ledger_imbalance` must be 0.
 

@@ -24,11 +24,13 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from rover_plugin.access_log.outputs.disk_spool import FILE_BYTES, DiskSpool
+from rover_plugin.access_log.outputs.parcel import Parcel, logs_in
 from rover_plugin.access_log.outputs.skywalking_names import connection_prefix, node_field
 from rover_plugin.access_log.outputs.skywalking_pace import Pace
 from rover_plugin.backend.backoff import REFUSED_S, Backoff
@@ -59,24 +61,17 @@ _CONNECTION_TAG: Final = 0x12  # field 2, length-delimited: how every message wi
 _HEAD: Final = struct.Struct(">BI")
 
 
-@dataclass(slots=True)
-class Parcel:
-    """Framed messages that are sent, or lost, together."""
-
-    body: bytearray = field(default_factory=bytearray)
-    messages: int = 0
-    kernel_logs: int = 0
-    protocol_logs: int = 0
-
-
 class SkyWalkingOutput:
     """Sends to the backend of module `core`.
 
     Args:
-        settings: `access_log.flush.*`, `access_log.spool.max_bytes`, `process_discovery.kubernetes.active`.
+        settings: `access_log.flush.*`, `access_log.spool.*`, `process_discovery.kubernetes.active`.
         core: the backend.
         counters: gets logs_exported, logs_lost and logs_filtered.
         clock_offset_ns: nanoseconds that encoders have already added to CLOCK_MONOTONIC (see `ClockBase.for_offset`).
+
+    Raises:
+        RoverError: the spool's directory cannot be used.
     """
 
     name = "skywalking"
@@ -110,8 +105,21 @@ class SkyWalkingOutput:
         self._pace = Pace()
         self._losses: Counter[str] = Counter()
         self._losses_logged = 0.0
+        self._restored = Logs(0, 0)
+        self._disk = self._open_disk(settings)
         self._thread = threading.Thread(target=self._run, name="skywalking-output", daemon=True)
         self._thread.start()
+
+    def _open_disk(self, settings: Settings) -> DiskSpool | None:
+        directory = settings.text("access_log.spool.directory")
+        if not directory:
+            return None
+        most_bytes = settings.size("access_log.spool.max_disk_bytes")
+        disk = DiskSpool(Path(directory), most_bytes, self._changed, self._lost_on_disk)
+        self._restored = disk.logs
+        if any(self._restored):
+            log.info("spool_restored", directory=directory, kernel=disk.logs.kernel, protocol=disk.logs.protocol)
+        return disk
 
     # -- the hub's thread --
 
@@ -145,11 +153,11 @@ class SkyWalkingOutput:
             return self._held_bytes + len(self._parcel.body), self._spool_bytes
 
     def standing(self) -> Standing:
-        """What waits in open parcels, in the spool and for an answer is held."""
+        """What waits in open parcels, in the spool and for an answer is held; what is in files is kept."""
         with self._changed:
-            held = [self._parcel, *self._open, *self._spool, *self._sending]
-            logs = Logs(sum(parcel.kernel_logs for parcel in held), sum(parcel.protocol_logs for parcel in held))
-            return standing(self._counters, self.name, logs)
+            held = logs_in([self._parcel, *self._open, *self._spool, *self._sending])
+            kept = self._disk.logs if self._disk is not None else Logs(0, 0)
+            return standing(self._counters, self.name, held)._replace(restored=self._restored, kept=kept)
 
     def tick(self) -> None:
         """Hands what is open to the sender each flush period."""
@@ -168,10 +176,14 @@ class SkyWalkingOutput:
         self._thread.join(deadline_s + 0.5)
         with self._changed:
             self._abandoned = True  # from here on the thread settles nothing, should it still live
-            left = [*self._sending, *self._spool]
+            left = list(self._spool)
             self._spool.clear()
+            self._lose(self._sending, "shutdown")
             self._sending = []
-            self._lose(left, "shutdown")
+            self._held_bytes = 0
+            self._keep_or_lose(left)
+        if self._disk is not None:
+            self._disk.close()
         self._log_losses(at_once=True)
         self._caller.close()
 
@@ -201,12 +213,27 @@ class SkyWalkingOutput:
                 self._changed.notify()
 
     def _trim(self) -> None:
-        """Drops parcels, the oldest first, until the spool is within its bound; under the lock."""
-        dropped = []
-        while self._held_bytes > self._spool_bytes and (self._spool or self._open):
-            dropped.append(self._spool.popleft() if self._spool else self._open.pop(0))
-            self._held_bytes -= len(dropped[-1].body)
-        self._lose(dropped, "spool_full")
+        """Moves parcels to the disk, or drops them, the oldest first, until the spool is within its bound; locked."""
+        if self._held_bytes <= self._spool_bytes:
+            return
+        room = min(FILE_BYTES, self._spool_bytes // 2)
+        bound = self._spool_bytes if self._disk is None else self._spool_bytes - room
+        moved = []
+        while self._held_bytes > bound and (self._spool or self._open):
+            moved.append(self._spool.popleft() if self._spool else self._open.pop(0))
+            self._held_bytes -= len(moved[-1].body)
+        if self._disk is None or not self._disk.offer(moved):
+            self._lose(moved, "spool_full")
+
+    def _keep_or_lose(self, parcels: list[Parcel]) -> None:
+        """At the end: to the disk what the backend did not get; locked."""
+        if self._disk is None:
+            self._lose(parcels, "shutdown")
+        else:
+            self._disk.keep(parcels)
+
+    def _lost_on_disk(self, logs: Logs, reason: str) -> None:
+        self._lose([Parcel(kernel_logs=logs.kernel, protocol_logs=logs.protocol)], reason)
 
     # -- the sender's thread --
 
@@ -233,18 +260,43 @@ class SkyWalkingOutput:
             pause_s = self._not_before - time.monotonic()
             self._changed.wait_for(self._ready, min(self._check_s, pause_s) if pause_s > 0 else self._check_s)
             if self._spool and self._ready():
-                messages = 0
-                while self._spool and (not self._sending or messages + self._spool[0].messages <= self._pace.messages):
-                    self._sending.append(self._spool.popleft())
-                    messages += self._sending[-1].messages
+                self._sending = self._next_call()
                 return list(self._sending)
-            return None if self._closing else []
+            if self._closing:
+                return None
+            disk = self._disk if self._ready() else None
+        if disk is not None:
+            disk.load(self._take_back)
+        return []
+
+    def _next_call(self) -> list[Parcel]:
+        """As many parcels as the pace allows, at least one, and all of one boot."""
+        chosen = [self._spool.popleft()]
+        messages = chosen[0].messages
+        while (
+            self._spool
+            and messages + self._spool[0].messages <= self._pace.messages
+            and self._spool[0].boot_seconds == chosen[0].boot_seconds
+        ):
+            chosen.append(self._spool.popleft())
+            messages += chosen[-1].messages
+        return chosen
+
+    def _take_back(self, parcels: list[Parcel]) -> None:
+        """What is new goes first; then the oldest of what was kept on the disk. Under the lock."""
+        self._spool.extend(parcels)
+        self._held_bytes += sum(len(parcel.body) for parcel in parcels)
 
     def _ready(self) -> bool:
-        return self._closing or (bool(self._spool) and time.monotonic() >= self._not_before)
+        if self._closing:
+            return True
+        waits = bool(self._spool) or (self._disk is not None and self._disk.filled)
+        return waits and time.monotonic() >= self._not_before
 
     def _send(self, parcels: list[Parcel]) -> None:
-        node = node_field(self._core.node(), ClockBase.for_offset(self._clock_offset_ns))
+        earlier = parcels[0].boot_seconds
+        clock = ClockBase(earlier, 0) if earlier else ClockBase.for_offset(self._clock_offset_ns)
+        node = node_field(self._core.node(), clock)
         first = parcels[0].body
         length = message_length(first)
         # The first message of a stream carries the node: serialised fields may be joined (protobuf encoding, "merge").
@@ -296,7 +348,7 @@ class SkyWalkingOutput:
                 left = list(self._spool)
                 self._spool.clear()
                 self._held_bytes = 0
-                self._lose(left, "shutdown")
+                self._keep_or_lose(left)
 
     def _idle(self) -> None:
         """Keeps an eye on the connection, so that health is known and a going backend is noticed between calls."""

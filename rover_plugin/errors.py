@@ -49,6 +49,10 @@ class UnknownModuleError(ModuleError):
     exit_code = 2
 
 
+class CancelledError(RoverError):
+    """What was being waited for has been called off: the host stops."""
+
+
 class CaptureError(RoverError):
     """The kernel side cannot be built, loaded, attached or read."""
 

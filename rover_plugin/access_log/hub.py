@@ -137,6 +137,10 @@ class Hub:
         """Waits until the processes named at first are watched; False if that takes too long."""
         return self._complete.wait(timeout_s)
 
+    def stop_waiting(self) -> None:
+        """Ends `wait_for_processes`, from any thread."""
+        self._complete.set()
+
     def expect_end(self) -> None:
         """From now on a worker that ends is no failure."""
         self._finishing = True

@@ -34,6 +34,7 @@ log = structlog.get_logger(__name__)
 _FEED_S: Final = 3.0
 _FINISH_S: Final = 20.0
 _OUTPUT_CLOSE_S: Final = 10.0
+_ABANDON_S: Final = 1.0
 # The main process, which writes the recording, is slower than the workers.
 _LEAST_RING_BYTES_RECORDING: Final = 16 << 20
 
@@ -66,6 +67,13 @@ class AccessLogModule:
 
     def start(self, context: Context) -> None:
         """Loads the kernel side, starts workers, hub and feed, and only then attaches."""
+        try:
+            self._start(context)
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _start(self, context: Context) -> None:
         self._context = context
         settings = context.settings
         began = time.monotonic()
@@ -80,7 +88,7 @@ class AccessLogModule:
         ]
         # They import what they need while the kernel side is compiled.
         self._workers = [WorkerProcess(told) for told in worker_options]
-        self._capture = capture = Capture(wanted)
+        self._capture = capture = Capture(wanted, context.starting)
         local_addresses = None
         if recorder is not None:
             addresses = interface_addresses()
@@ -92,7 +100,7 @@ class AccessLogModule:
             local_addresses,
         )
         for worker, ring in zip(self._workers, capture.ring_descriptors(), strict=True):
-            worker.begin(ring, capture.policies_descriptor)
+            worker.begin(ring, capture.policies_descriptor, context.starting)
         self._hub = Hub(
             [worker.channel for worker in self._workers],
             encodings,
@@ -112,9 +120,32 @@ class AccessLogModule:
             context.telemetry, capture, self._workers, worker_options[0], self._hub, self._outputs, self._feed
         )
         self._feed.follow(self._on_process, self._on_feed_state)
-        if not self._hub.wait_for_processes(_FEED_S):
+        with context.starting.interrupting(self._hub.stop_waiting):
+            complete = self._hub.wait_for_processes(_FEED_S)
+        if not complete:
             log.warning("process_feed_slow", address=address, seconds=_FEED_S)
         log.info("access_log_started", seconds=round(time.monotonic() - began, 2), shards=len(self._workers))
+
+    def _abandon(self) -> None:
+        """Takes apart what a start that failed has put together; there is nothing to flush."""
+        if self._telemetry is not None:
+            self._telemetry.close()
+        if self._capture is not None:
+            self._capture.stop()
+        if self._hub is not None:
+            self._hub.expect_end()
+        for worker in self._workers:
+            worker.kill()
+        if self._hub is not None:
+            self._hub.finish(_ABANDON_S)
+        for worker in self._workers:
+            worker.wait(_ABANDON_S)
+        if self._feed is not None:
+            self._feed.close()
+        for output in self._outputs:
+            output.close(_ABANDON_S)
+        if self._capture is not None:
+            self._capture.close()
 
     def notify_start_success(self) -> None:
         """Nothing waits for the others."""

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Final
 
 from rover_plugin.access_log.worker_options import READY
 from rover_plugin.errors import CaptureError
+from rover_plugin.host.stop_signals import spawn
 
 if TYPE_CHECKING:
     from rover_plugin.access_log.worker_options import WorkerOptions
+    from rover_plugin.cancellation import Cancellation
 
 _RECEIVE_BUFFER: Final = 8 << 20
 _START_S: Final = 20.0
@@ -34,24 +36,24 @@ class WorkerProcess:
             command = [sys.executable, "-m", "rover_plugin.access_log.worker"]
             arguments = [str(theirs.fileno()), json.dumps(asdict(options))]
             try:
-                self._process = subprocess.Popen(
-                    [*command, *arguments], pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL
-                )
+                self._process = spawn([*command, *arguments], pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
             except OSError as error:
                 raise CaptureError(f"cannot start a worker process: {error.strerror}") from error
 
-    def begin(self, ring: int, policies: int) -> None:
+    def begin(self, ring: int, policies: int, cancellation: Cancellation) -> None:
         """Hands over the descriptors of its ring and of the policies, and waits until it reads.
 
         Raises:
             CaptureError: it has ended, or does not get that far in time.
+            CancelledError: the wait was cancelled.
         """
         self.channel.settimeout(_START_S)
-        try:
-            socket.send_fds(self.channel, [READY], [ring, policies])
-            started = self.channel.recv(len(READY)) == READY
-        except OSError:
-            started = False
+        with cancellation.interrupting(self._process.kill):
+            try:
+                socket.send_fds(self.channel, [READY], [ring, policies])
+                started = self.channel.recv(len(READY)) == READY
+            except OSError:
+                started = False
         self.channel.settimeout(None)
         if not started:
             raise CaptureError("an access log worker did not start", hint="its last words are above")
@@ -70,6 +72,10 @@ class WorkerProcess:
         """Lets it read its ring to the end, hand everything on, and exit."""
         with contextlib.suppress(OSError):
             self.channel.shutdown(socket.SHUT_WR)
+
+    def kill(self) -> None:
+        """Ends it at once; what it has read is lost."""
+        self._process.kill()
 
     def wait(self, timeout_s: float) -> None:
         """Waits for its end, and forces it after `timeout_s` seconds."""

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import signal
 import socket
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -15,13 +16,16 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from rover_plugin.cancellation import Cancellation
 from rover_plugin.capture.bpf import attach_raw_tracepoint
 from rover_plugin.capture.privileges import require_bpf
 from rover_plugin.capture.source import read_source
 from rover_plugin.data import data_path
 from rover_plugin.errors import CaptureError
+from rover_plugin.host.stop_signals import spawn
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Container, Iterable, Mapping
 
 log = structlog.get_logger(__name__)
@@ -70,7 +74,12 @@ class LoadedProgram:
 
 
 def load(
-    source_name: str, defines: Mapping[str, str | int], *, without: Container[str] = (), attach: bool = True
+    source_name: str,
+    defines: Mapping[str, str | int],
+    *,
+    without: Container[str] = (),
+    attach: bool = True,
+    cancellation: Cancellation | None = None,
 ) -> LoadedProgram:
     """Compiles `bpf/<source_name>`, loads every function `on_<tracepoint>` of it and attaches them.
 
@@ -79,8 +88,10 @@ def load(
         defines: preprocessor constants the source asks for.
         without: tracepoints whose programs the defines leave out.
         attach: False leaves attaching to the caller, who may want to fill maps first.
+        cancellation: ends the build.
 
     Raises:
+        CancelledError: the build was cancelled.
         PrivilegeError: this process may not use BPF.
         CaptureError: bcc, BTF or bpftool is missing, or compiler, verifier or kernel refuse.
     """
@@ -90,7 +101,7 @@ def load(
     maps = [name for name in _MAP.findall(source) + _TABLE.findall(source) if not _beyond(name, shards)]
     programs = [name for name in _PROGRAM.findall(source) if name.removeprefix("on_") not in without]
     request: dict[str, object] = {"source": source, "defines": dict(defines), "maps": maps, "programs": programs}
-    loaded = _build(request)
+    loaded = _build(request, cancellation or Cancellation())
     if attach:
         try:
             loaded.attach(name[3:] for name in loaded.programs if name.startswith("on_"))
@@ -105,24 +116,28 @@ def _beyond(name: str, shards: int) -> bool:
     return name.startswith("ring_") and name[5:].isdigit() and int(name[5:]) >= shards
 
 
-def _build(request: dict[str, object]) -> LoadedProgram:
+def _build(request: dict[str, object], cancellation: Cancellation) -> LoadedProgram:
     ours, theirs = socket.socketpair()
-    # A file and not a pipe: nobody reads the compiler's words while it speaks.
-    with ours, theirs, tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
+    # Files and not pipes: nobody reads the compiler's words while it speaks, nor waits until it has read its task.
+    with ours, theirs, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as task:
+        task.write(json.dumps(request).encode())
+        task.seek(0)
+        process = spawn(
             [sys.executable, "-m", "rover_plugin.capture.build", str(theirs.fileno())],
-            stdin=subprocess.PIPE,
+            stdin=task,
             stdout=output,
             stderr=output,
             pass_fds=(theirs.fileno(),),
+            process_group=0,
         )
         theirs.close()
         ours.settimeout(_BUILD_TIMEOUT_S)
-        with process:
-            if process.stdin is not None:
-                process.stdin.write(json.dumps(request).encode())
-                process.stdin.close()
-            received, descriptors = _receive(ours, process)
+        try:
+            with cancellation.interrupting(lambda: _kill(process)):
+                received, descriptors = _receive(ours)
+        finally:
+            _kill(process)
+            process.wait()
         output.seek(0)
         words = output.read().decode(errors="replace")
     answer = json.loads(received or "{}")
@@ -137,15 +152,20 @@ def _build(request: dict[str, object]) -> LoadedProgram:
     return LoadedProgram(maps, programs)
 
 
-def _receive(channel: socket.socket, process: subprocess.Popen[bytes]) -> tuple[bytes, list[int]]:
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Ends a helper that has not ended, and what it started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _receive(channel: socket.socket) -> tuple[bytes, list[int]]:
+    """The answer's line and descriptors; no line if the helper ended without, or took too long."""
     received, descriptors = b"", list[int]()
-    try:
+    with contextlib.suppress(TimeoutError):
         while True:
             data, more, _, _ = socket.recv_fds(channel, 65536, 250)
             descriptors += more
             received += data
             if not data:
                 break
-    except TimeoutError:
-        process.kill()
     return received.partition(b"\n")[0], descriptors

@@ -19,6 +19,7 @@ from rover_plugin.capture.syscalls import call_classes
 from rover_plugin.errors import CaptureError, PrivilegeError
 
 if TYPE_CHECKING:
+    from rover_plugin.cancellation import Cancellation
     from rover_plugin.capture.loader import LoadedProgram
 
 log = structlog.get_logger(__name__)
@@ -86,13 +87,14 @@ class Capture:
         plain_reason: why the plain form was loaded though nobody asked for it; empty if it was not.
     """
 
-    def __init__(self, options: CaptureOptions) -> None:
+    def __init__(self, options: CaptureOptions, cancellation: Cancellation | None = None) -> None:
         if not 1 <= options.shards <= MAX_SHARDS:
             raise CaptureError(
                 f"{options.shards} shards are not possible",
                 hint=f"set access_log.protocol_analyze.parallels to 1..{MAX_SHARDS}",
             )
         self.options = options
+        self._cancellation = cancellation
         self._present, self._missing = decide()
         self.plain_reason = ""
         try:
@@ -143,6 +145,7 @@ class Capture:
             },
             without=missing,
             attach=False,
+            cancellation=self._cancellation,
         )
 
     def start(self) -> None:

@@ -7,7 +7,7 @@ import os
 import struct
 from enum import IntEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rover_plugin.capture.bpf import Map
 from rover_plugin.capture.loader import LoadedProgram, load
@@ -15,6 +15,9 @@ from rover_plugin.capture.ring import RingReader
 from rover_plugin.discovery.model import ProcessKey
 from rover_plugin.discovery.procfs import parse_cmdline
 from rover_plugin.errors import CaptureError
+
+if TYPE_CHECKING:
+    from rover_plugin.cancellation import Cancellation
 
 RING_PAGES = 128  # 512 KiB: about half a second of 1000 forks, execs and exits a second each
 MAX_BATCH = 2048  # records of one `poll`
@@ -79,11 +82,13 @@ class ProcessEvents:
 
     Raises:
         CaptureError: BPF cannot be used here (`PrivilegeError` for want of rights).
+        CancelledError: the build was cancelled.
     """
 
-    def __init__(self, ring_pages: int = RING_PAGES) -> None:
+    def __init__(self, ring_pages: int = RING_PAGES, cancellation: Cancellation | None = None) -> None:
         _check_pid_namespace()
-        self._program: LoadedProgram = load("process_events.c", {"RING_PAGES": ring_pages})
+        defines = {"RING_PAGES": ring_pages}
+        self._program: LoadedProgram = load("process_events.c", defines, cancellation=cancellation)
         self._ring = RingReader(self._program.maps["events"])
         self._lost = Map(self._program.maps["lost"])
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)

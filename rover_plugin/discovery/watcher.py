@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from rover_plugin.cancellation import Cancellation
 from rover_plugin.discovery.process_events import ProcessEvents
-from rover_plugin.errors import CaptureError
+from rover_plugin.errors import CancelledError, CaptureError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +30,7 @@ class HostWatcher:
 
     Args:
         fail: called with an error that ends the thread, which none should.
-        open_events: where the events come from.
+        open_events: where the events come from; None means the kernel.
     """
 
     def __init__(
@@ -37,12 +38,13 @@ class HostWatcher:
         observer: ProcessObserver,
         counters: Counters,
         fail: Callable[[BaseException], None],
-        open_events: Callable[[], ProcessEvents] = ProcessEvents,
+        open_events: Callable[[], ProcessEvents] | None = None,
     ) -> None:
         self._observer = observer
         self._counters = counters
         self._fail = fail
-        self._open_events = open_events
+        self._building = Cancellation()
+        self._open_events = open_events or (lambda: ProcessEvents(cancellation=self._building))
         self._events: ProcessEvents | None = None
         self._handover = threading.Lock()
         self._stopping = threading.Event()
@@ -56,6 +58,7 @@ class HostWatcher:
     def stop(self) -> None:
         """Ends the thread; harmless if it was never started."""
         self._stopping.set()
+        self._building.cancel()
         with self._handover:
             if self._events is not None:
                 self._events.wake()
@@ -82,6 +85,8 @@ class HostWatcher:
     def _open(self) -> None:
         try:
             events = self._open_events()
+        except CancelledError:
+            return
         except CaptureError as error:
             log.warning(
                 "process_events_unavailable", reason=error.message, hint=error.hint, scan_period_s=SCAN_PERIOD_S

@@ -23,6 +23,7 @@ from rover_plugin.host.lifecycle import Stop, run
 from rover_plugin.host.options import load_settings, settings_options
 from rover_plugin.host.registry import plan, registered
 from rover_plugin.host.signals import stop_on_signals
+from rover_plugin.host.stop_signals import release
 
 log = structlog.get_logger()
 
@@ -76,22 +77,23 @@ def cli(context: click.Context, modules: str) -> None:
         if names:
             message = f"--modules does not go with the command {context.invoked_subcommand}"
             raise click.UsageError(message)
+        release()
         return
     if not names:
         message = "name the modules to run, such as --modules access_log"
         raise click.UsageError(message)
     settings = load_settings()
-    wanted = plan(names, settings, registered())
-    for module in wanted.loaded:
-        if module not in wanted.started:
-            log.info("module_inactive", module=module.name)
     stop = Stop()
     with stop_on_signals(stop):
+        wanted = plan(names, settings, registered())
+        for module in wanted.loaded:
+            if module not in wanted.started:
+                log.info("module_inactive", module=module.name)
         run(wanted.started, settings, stop)
 
 
 def main() -> None:
-    """The console script."""
+    """The command line, of this process."""
     # grpcio writes lines of its own to standard error, past the log; what matters comes as an exception.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     cli(prog_name="rover-host")

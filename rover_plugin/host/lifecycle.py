@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from rover_plugin.errors import ModuleError, RoverError
+from rover_plugin.cancellation import Cancellation
+from rover_plugin.errors import CancelledError, ModuleError, RoverError
 from rover_plugin.host.module import Context
 from rover_plugin.telemetry.telemetry import Telemetry
 
@@ -26,9 +27,15 @@ log = structlog.get_logger()
 
 
 class Stop:
-    """The wish that the host stops; may be expressed from any thread. The first error given is kept."""
+    """The wish that the host stops; may be expressed from any thread. The first error given is kept.
+
+    Attributes:
+        error: why, if something failed.
+        starting: what modules wait for while they start; the wish cancels it.
+    """
 
     def __init__(self) -> None:
+        self.starting = Cancellation()
         self._wished = threading.Event()
         self._lock = threading.Lock()
         self.error: BaseException | None = None
@@ -36,12 +43,13 @@ class Stop:
     def request(self) -> None:
         """Asks for an orderly end."""
         self._wished.set()
+        self.starting.cancel()
 
     def fail(self, error: BaseException) -> None:
         """Asks for an end because of `error`."""
         with self._lock:
             self.error = self.error or error
-        self._wished.set()
+        self.request()
 
     def requested(self) -> bool:
         """Whether anybody asked."""
@@ -99,12 +107,14 @@ def _start(
 ) -> bool:
     """Starts and notifies `modules`, adding each to `started`; returns whether it came to the end before `stop`."""
     by_name: dict[str, Module] = {}
-    context = Context(settings, telemetry.counters, MappingProxyType(by_name), stop.fail, telemetry)
+    context = Context(settings, telemetry.counters, MappingProxyType(by_name), stop.fail, telemetry, stop.starting)
     for module in modules:
         if stop.requested():
             return False
         try:
             module.start(context)
+        except CancelledError:
+            return False
         except Exception as error:
             what = f"module {module.name} could not start"
             raise _failure(what, error, settings) from error

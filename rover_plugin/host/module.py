@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rover_plugin.cancellation import Cancellation
 from rover_plugin.telemetry.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Context:
         modules: the modules started before this one, by name (at least those it `requires`).
         fail: call it from any thread to stop the whole host with an error, as if a start had failed.
         telemetry: where modules register gauges and health checks.
+        starting: cancelled when the host is to stop; to be given to whatever a start waits for.
     """
 
     settings: Settings
@@ -32,6 +34,7 @@ class Context:
     modules: Mapping[str, Module] = field(default_factory=dict)
     fail: Callable[[BaseException], None] = lambda _: None
     telemetry: Telemetry = field(default_factory=Telemetry)
+    starting: Cancellation = field(default_factory=Cancellation)
 
 
 class Module(Protocol):
@@ -47,7 +50,11 @@ class Module(Protocol):
         """Whether the configuration asks for this module; a required module is started all the same."""
 
     def start(self, context: Context) -> None:
-        """Starts the module, or raises `RoverError`; called once, in dependency order."""
+        """Starts the module; called once, in dependency order.
+
+        Raises:
+            RoverError: it cannot start (CancelledError: it was not to any more). Nothing of it is left then.
+        """
 
     def notify_start_success(self) -> None:
         """Called after every module has started, in start order."""

@@ -11,10 +11,13 @@ import os
 import signal
 import socket
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import structlog
+
+from rover_plugin.host.stop_signals import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,8 +26,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 FORCED_EXIT = 128  # plus the signal's number, as shells report it
+# make sends its SIGTERM on to its children, who have had it already if it went to the whole process group.
+_ONE_REQUEST_S = 0.5
 
 _installed = False
 
@@ -32,6 +36,9 @@ _installed = False
 @contextmanager
 def stop_on_signals(stop: Stop) -> Iterator[None]:
     """Within this context the first signal calls `stop.request()`, the second ends the process with 128 + its number.
+
+    The same signal again within half a second is one with the first. Signals that were held (`stop_signals.hold`) come
+    now, and are held again afterwards.
 
     To be entered in the main thread. Forked children get the default for SIGTERM and ignore the others, which a
     terminal sends to the whole process group: the parent decides when they end.
@@ -44,9 +51,11 @@ def stop_on_signals(stop: Stop) -> Iterator[None]:
     listener = threading.Thread(target=_listen, args=(receiver, stop), name="signals", daemon=True)
     listener.start()
     _installed = True
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         _installed = False
         signal.set_wakeup_fd(wakeup)
         for number, handler in handlers.items():
@@ -58,15 +67,17 @@ def stop_on_signals(stop: Stop) -> Iterator[None]:
 
 def _listen(receiver: socket.socket, stop: Stop) -> None:
     """Reads the number of each signal the process gets, until the other end is closed."""
-    signalled = False
+    first, first_s = 0, 0.0
     while numbers := receiver.recv(64):
         for number in numbers:
             if number not in STOP_SIGNALS:
                 continue
-            if signalled:
+            if number == first and time.monotonic() - first_s < _ONE_REQUEST_S:
+                continue
+            if first:
                 os.write(2, b"rover-host: second signal, exit without flushing\n")
                 os._exit(FORCED_EXIT + number)
-            signalled = True
+            first, first_s = number, time.monotonic()
             log.info("signal_received", signal=signal.Signals(number).name)
             stop.request()
 

@@ -33,19 +33,20 @@ def command(file: Path, seconds: float | None, redact: bool, output: str, path: 
     With an output it prints the access logs, too; `replay` will print the same. Follows the process feed of a running
     rover-host if there is one, else finds processes itself.
     """
-    from rover_plugin.access_log.module import AccessLogModule  # noqa: PLC0415 takes long, and only this needs it
-    from rover_plugin.access_log.recorder import Recorder  # noqa: PLC0415 see above
+    from rover_plugin.access_log.recorder import Recorder  # noqa: PLC0415 takes long, and only this needs it
 
+    recorder = Recorder(file, redact=redact)
     # Nothing of this goes to the backend.
     settings = load_settings(
         f"access_log.outputs={'jsonl' if output == 'none' else output}",
         f"access_log.jsonl.path={path}",
         "process_discovery.local.active=true",
     )
-    recorder = Recorder(file, redact=redact)
     stop = Stop()
     timer = threading.Timer(seconds, stop.request) if seconds else None
     with stop_on_signals(stop):
+        from rover_plugin.access_log.module import AccessLogModule  # noqa: PLC0415 takes long, and only this needs it
+
         if timer is not None:
             timer.daemon = True
             timer.start()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import queue
 import signal
 import subprocess
 import sys
@@ -14,6 +15,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from rover_plugin.host import signals
+from rover_plugin.host.lifecycle import Stop
+from rover_plugin.host.signals import stop_on_signals
 from tests.support.fake_modules import install
 
 if TYPE_CHECKING:
@@ -22,7 +26,17 @@ if TYPE_CHECKING:
     Host = Callable[..., subprocess.Popen[str]]
 
 ROOT = Path(__file__).parents[3]
-MAIN = "from rover_plugin.host.cli import main; main()"
+MAIN = "from rover_plugin.host.script import main; main()"
+# As if Ctrl-C came while the script imports.
+HELD = f"""
+import os
+from rover_plugin.host import script, stop_signals
+def hold_and_interrupt():
+    stop_signals.hold()
+    os.kill(os.getpid(), {signal.SIGINT})
+script.hold = hold_and_interrupt
+script.main()
+"""
 
 
 @pytest.fixture
@@ -30,10 +44,12 @@ def host(tmp_path: Path) -> Iterator[Host]:
     install(tmp_path)
     running: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: str, fake: str = "", stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
+    def start(
+        *arguments: str, fake: str = "", stderr: int = subprocess.PIPE, main: str = MAIN
+    ) -> subprocess.Popen[str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("ROVER_")}
         process = subprocess.Popen(
-            [sys.executable, "-c", MAIN, *arguments],
+            [sys.executable, "-c", main, *arguments],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
@@ -95,8 +111,44 @@ def test_two_signals_end_a_start_that_hangs_in_c(host: Host) -> None:
     process.send_signal(signal.SIGTERM)
     while "signal_received" not in process.stderr.readline():
         assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 128 + signal.SIGINT
+
+
+def test_a_signal_that_make_sends_on_to_its_child_is_one_with_what_the_group_got(host: Host) -> None:
+    process = host("--modules", "alpha,beta", fake="beta.shutdown=hang")
+    await_line(process, "beta notify")
+    for _ in range(3):
+        process.send_signal(signal.SIGTERM)
+    await_line(process, "beta shutdown")
+    # The module hangs; had the second signal counted, nobody would be there for a third.
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGINT
+    assert errors.count("signal_received") == 1
+
+
+def test_the_same_signal_later_forces_the_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = queue.Queue[int]()
+    monkeypatch.setattr(signals, "_ONE_REQUEST_S", 0.0)
+    monkeypatch.setattr(signals.os, "write", lambda *_: 0)
+    monkeypatch.setattr(signals.os, "_exit", ended.put)
+    stop = Stop()
+    with stop_on_signals(stop):
+        os.kill(os.getpid(), signal.SIGTERM)
+        stop.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert ended.get(timeout=30) == 128 + signal.SIGTERM
+
+
+def test_signals_that_were_held_stop_the_host_before_its_start(host: Host) -> None:
+    process = host("--modules", "alpha", main=HELD)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert output == ""
+    assert "signal_received" in errors
+    assert "rover_started" not in errors
 
 
 def test_signals_of_a_forked_child_are_its_own_and_a_terminals_do_not_end_it(host: Host) -> None:

@@ -111,6 +111,27 @@ def test_a_failed_notification_shuts_all_down() -> None:
     assert events[-4:] == ["b notify", "c shutdown", "b shutdown", "a shutdown"]
 
 
+@pytest.mark.parametrize("early", [True, False])
+def test_a_stop_ends_what_a_start_waits_for_and_is_no_failure(early: bool) -> None:
+    stop = Stop()
+    waiting = threading.Event()
+    parts, events = modules()
+
+    def start() -> None:
+        if early:
+            stop.request()
+        else:
+            threading.Thread(target=stop.request).start()
+        with parts[1].context.starting.interrupting(waiting.set):
+            assert waiting.wait(30)
+
+    parts[1].on["start"] = start
+    with capture_logs() as logs:
+        run(parts, SETTINGS, stop)
+    assert events == ["a start", "b start", "a shutdown"]
+    assert [line["event"] for line in logs] == ["rover_starting", "rover_stopped"]
+
+
 def test_a_stop_during_the_start_lets_the_rest_unstarted() -> None:
     stop = Stop()
     parts, events = modules(a={"start": stop.request})

@@ -232,6 +232,7 @@ def _worker_options(settings: Settings, shard: int, encodings: tuple[str, ...], 
         path_templates=settings.flag("access_log.path_templates"),
         open_report_s=settings.seconds("access_log.exchange.open_report_period"),
         record=record,
+        confine=settings.flag("privileges.drop"),
     )
 
 

@@ -24,6 +24,7 @@ from rover_plugin.access_log.schedule import Schedule
 from rover_plugin.access_log.shard import Shard
 from rover_plugin.access_log.worker_options import READY, WorkerOptions
 from rover_plugin.capture.bpf import Map
+from rover_plugin.capture.confinement import confine_worker
 from rover_plugin.capture.records import HEADER
 from rover_plugin.capture.ring import RingReader
 
@@ -175,6 +176,8 @@ def main() -> int:
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
     worker = Worker(channel, RingReader(ring), Map(policies), options)
+    if options.confine:
+        confine_worker()
     channel.send(ready)
     worker.run()
     os.close(ring)

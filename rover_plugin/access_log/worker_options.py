@@ -22,6 +22,7 @@ class WorkerOptions:
         open_report_s: a stream that stays open is reported each time this has passed.
         grpc_status_as_http: see `ProtobufEncoder`.
         record: repeat to the main process what is read, see `tap`.
+        confine: give up what parsing does not need, see `capture.confinement`.
     """
 
     shard: int
@@ -33,3 +34,4 @@ class WorkerOptions:
     path_templates: bool = False
     open_report_s: float = 60.0
     record: bool = False
+    confine: bool = False

@@ -140,12 +140,12 @@ def keep_capabilities(names: Iterable[str], *, user: str = "") -> None:
     if threads != 1:
         raise PrivilegeError("privileges can only be given up by a process of one thread", threads=threads)
     kept = sum(1 << CAPABILITIES[name] for name in names)
-    if user:
-        _become(user)
     for number in range(_MOST_CAPABILITIES):
         if not kept >> number & 1 and _prctl(_PR_CAPBSET_READ, number, optional=True) == 1:
             # Without CAP_SETPCAP the bounding set stays, and no_new_privs alone has to do.
             _prctl(_PR_CAPBSET_DROP, number, optional=True)
+    if user:
+        _become(user)
     _prctl(_PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL, optional=True)
     kept &= _permitted()
     _set_capabilities(kept)

@@ -15,8 +15,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rover_plugin.capture.confinement import CAPABILITIES
 from rover_plugin.capture.privileges import CAP_SYS_PTRACE, HINT, effective_capabilities, holds, may_load_bpf
 from rover_plugin.errors import RoverError
+from rover_plugin.host.privileges import kept_capabilities
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -81,6 +83,19 @@ def privileges(_: Settings) -> Iterator[Finding]:
     if not holds(effective, CAP_SYS_PTRACE):
         hint = "add CAP_SYS_PTRACE"
         yield Finding("process privileges", Status.WARN, "other users' processes cannot be looked at", hint)
+
+
+def kept_privileges(settings: Settings) -> Iterator[Finding]:
+    """What the host keeps of this user's privileges."""
+    effective = effective_capabilities()
+    user = settings.text("privileges.user")
+    if settings.flag("privileges.drop") or user:
+        held = [name for name in kept_capabilities() if holds(effective, CAPABILITIES[name])]
+        as_user = f" as {user}" if user else ""
+        yield Finding("kept privileges", Status.OK, f"{', '.join(held) or 'none'}{as_user}; workers: bpf, seccomp")
+    else:
+        hint = "set privileges.drop to true"
+        yield Finding("kept privileges", Status.WARN, "everything this user has, in the workers too", hint)
 
 
 def lockdown(_: Settings) -> Iterator[Finding]:
@@ -189,6 +204,7 @@ CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     kernel,
     btf,
     privileges,
+    kept_privileges,
     lockdown,
     bcc,
     bpftool,

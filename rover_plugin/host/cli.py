@@ -21,6 +21,7 @@ from rover_plugin.errors import RoverError
 from rover_plugin.host import commands
 from rover_plugin.host.lifecycle import Stop, run
 from rover_plugin.host.options import load_settings, settings_options
+from rover_plugin.host.privileges import give_up_privileges
 from rover_plugin.host.registry import plan, registered
 from rover_plugin.host.signals import stop_on_signals
 from rover_plugin.host.stop_signals import release
@@ -83,6 +84,7 @@ def cli(context: click.Context, modules: str) -> None:
         message = "name the modules to run, such as --modules access_log"
         raise click.UsageError(message)
     settings = load_settings()
+    give_up_privileges(settings)
     stop = Stop()
     with stop_on_signals(stop):
         wanted = plan(names, settings, registered())

@@ -88,6 +88,15 @@ def test_capabilities_suffice_or_the_missing_ones_are_named(
     assert all(("CAP_" in finding.hint) == (finding.status is not Status.OK) for finding in findings)
 
 
+def test_what_is_kept_of_the_privileges_is_said_and_keeping_all_is_a_warning() -> None:
+    (kept,) = check.kept_privileges(CONSOLE)
+    assert kept.status is Status.OK
+    assert "workers: bpf, seccomp" in kept.detail
+    (everything,) = check.kept_privileges(load(environ={}, overrides=["privileges.drop=false"]))
+    assert everything.status is Status.WARN
+    assert "privileges.drop" in everything.hint
+
+
 @pytest.mark.parametrize(
     ("mode", "count"), [("none integrity [confidentiality]", 1), ("none [integrity] confidentiality", 0)]
 )

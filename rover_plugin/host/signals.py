@@ -51,6 +51,8 @@ def stop_on_signals(stop: Stop) -> Iterator[None]:
     listener = threading.Thread(target=_listen, args=(receiver, stop), name="signals", daemon=True)
     listener.start()
     _installed = True
+    if signal.sigpending() & set(STOP_SIGNALS):
+        stop.request()  # at once: the listener may come to it only after the first module has started
     mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     try:
         yield

@@ -6,6 +6,7 @@ Later wins: default.toml, then --config files, then ROVER_* variables, then --se
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,7 @@ def unknown_variables(schema: Schema, environ: Mapping[str, str]) -> list[str]:
 
 
 def from_overrides(schema: Schema, overrides: Iterable[str]) -> Iterator[Entry]:
-    """The entries of `--set key=value` arguments; the value is read as a variable's text would be.
+    """The entries of `--set key=value` arguments; the value is TOML, or text as in a variable.
 
     Raises:
         SettingsError: no `=`, unknown key or bad value; names the argument.
@@ -80,7 +81,35 @@ def from_overrides(schema: Schema, overrides: Iterable[str]) -> Iterator[Entry]:
         if not equals:
             message = f"--set {override} has no value"
             raise SettingsError(message, hint="write --set key=value", key=name)
-        yield _entry(_known(schema, name.strip(), "--set"), value, "--set")
+        table = _toml(value)
+        if isinstance(table, dict):
+            yield from _entries(schema, name.strip(), table, "--set")
+        else:
+            key = _known(schema, name.strip(), "--set")
+            yield _entry(key, _toml_or_text(key, value), "--set")
+
+
+# As what a value is taken from TOML; anything else is text, for a name may look like a number, a date or a flag.
+_FROM_TOML: dict[str, type | tuple[type, ...]] = {
+    "text": str,
+    "flag": (str, bool),
+    "list": (str, list),
+    "service_rules": (str, list),
+}
+
+
+def _toml_or_text(key: Key, text: str) -> Any:
+    value = _toml(text)
+    return value if isinstance(value, _FROM_TOML.get(key.type, (str, int, float))) else text
+
+
+def _toml(text: str) -> Any:
+    """The value that `text` is in TOML; None if it is none."""
+    try:
+        document = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return None
+    return document["value"] if document.keys() == {"value"} else None
 
 
 def _entries(schema: Schema, name: str, raw: Any, origin: str) -> Iterator[Entry]:

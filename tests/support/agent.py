@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,8 @@ import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+
+import psutil
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -56,12 +59,19 @@ class Agent:
         self._reader: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self.stop()
+        try:
+            if self._process is not None and self._process.poll() is None:
+                self.stop()
+        finally:
+            self.kill()
 
     @property
     def pid(self) -> int:
@@ -87,6 +97,19 @@ class Agent:
         if self._reader is not None:
             self._reader.join(5)
         return code
+
+    def kill(self) -> None:
+        """SIGKILL for the agent and everything it started, and waits for their ends."""
+        if self._process is None:
+            return
+        with contextlib.suppress(psutil.NoSuchProcess):
+            started = psutil.Process(self._process.pid).children(recursive=True)
+            self._process.kill()
+            for one in started:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
+            psutil.wait_procs(started, 10)
+        self._process.wait(10)
 
     def wait_for_event(self, name: str, timeout_s: float = 30) -> dict[str, Any]:
         """The first event of this name, waiting for it."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from rover_plugin.errors import SettingsError
 from rover_plugin.settings import load
 
 if TYPE_CHECKING:
@@ -97,3 +98,51 @@ def test_an_unknown_rover_variable_is_a_warning_with_the_nearest_name() -> None:
         "variable ROVER_ACCES_LOG_ACTIVE sets nothing: did you mean ROVER_ACCESS_LOG_ACTIVE?",
         "variable ROVER_ZZZZZZ sets nothing",
     )
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ('access_log.outputs=["jsonl"]', ("jsonl",)),
+        ("access_log.outputs=['jsonl', \"console\"]", ("jsonl", "console")),
+        ('access_log.outputs="jsonl,console"', ("jsonl", "console")),
+        ("access_log.outputs=jsonl,console", ("jsonl", "console")),
+        ('access_log.flush={period="2s", max_count=7}', None),
+        ('access_log.flush.period="2s"', 2.0),
+        ("access_log.flush.period=2s", 2.0),
+        ("access_log.flush.max_count=1_000", 1000),
+        ("access_log.flush.max_count = 0x10", 16),
+        ("access_log.protocol_analyze.per_cpu_buffer=1_048_576", 1 << 20),
+        ('access_log.protocol_analyze.per_cpu_buffer="1MB"', 1 << 20),
+        ("access_log.active=true", True),
+        ('access_log.active="yes"', True),
+        ("access_log.active=1", True),
+        ('core.cluster_name="a b"', "a b"),
+        ("core.cluster_name='a\"b'", 'a"b'),
+        ("core.cluster_name=12", "12"),
+        ("core.cluster_name=2026-01-01", "2026-01-01"),
+        ("core.cluster_name=true", "true"),
+        ("core.cluster_name=[1]", "[1]"),
+        ("core.cluster_name=a # b", "a # b"),
+        ("core.cluster_name=1\nother = 2", "1\nother = 2"),
+        ("core.backend.addr=[::1]:11800,b:1", ("[::1]:11800", "b:1")),
+        ('core.backend.addr=["[::1]:11800"]', ("[::1]:11800",)),
+        ("process_discovery.local.include=cmdline~=:80[01]\\b,port=80-81", ("cmdline~=:80[01]\\b", "port=80-81")),
+        ("access_log.exclude_namespaces=80", ("80",)),
+        ("access_log.exclude_namespaces=[]", ()),
+    ],
+)
+def test_set_takes_toml_and_plain_text(override: str, value: object) -> None:
+    settings = load(environ={}, overrides=[override])
+    name = override.partition("=")[0].strip()
+    if value is None:
+        assert (settings.get("access_log.flush.period"), settings.get(KEY)) == (2.0, 7)
+    else:
+        assert settings.get(name) == value
+    assert settings.origin(name if value is not None else KEY) == "--set"
+
+
+@pytest.mark.parametrize("override", ['access_log.outputs=["jsonl"', "access_log.outputs=[1]", 'core.nothing=["a"]'])
+def test_set_of_what_is_no_value_is_refused_by_name(override: str) -> None:
+    with pytest.raises(SettingsError, match="--set"):
+        load(environ={}, overrides=[override])

@@ -3,15 +3,22 @@
  * Birth, program and death of every process, for the process feed (rover_plugin/discovery/process_events.py).
  * Processes, not threads: a fork counts if the child leads a thread group, an exit if it is the group's last.
  * The sched tracepoints fire only then, so a host that starts nothing pays nothing.
+ *
+ * Cgroups made and removed come in the same order, so that an event's cgroup id has a path however short the cgroup's
+ * life. Listeners are reported where a rule asks for ports (WATCH_LISTENERS).
  */
 
 #define KIND_FORK 1
 #define KIND_EXEC 2
 #define KIND_EXIT 3
+#define KIND_LISTEN 4
+#define KIND_CGROUP_MADE 5
+#define KIND_CGROUP_REMOVED 6
 
 #define COMM_SIZE 16
 #define FILENAME_SIZE 256
 #define STRINGS_SIZE 1024
+#define CGROUP_PATH_SIZE 1024 /* TRACE_CGROUP_PATH_LEN, kernel/cgroup/cgroup-internal.h */
 #define KERNEL_THREAD 0x00200000 /* PF_KTHREAD, include/linux/sched.h */
 
 /* Little-endian, no padding; the reader unpacks it by the same order of fields. */
@@ -22,10 +29,13 @@ struct process_event {
 	u32 uid;       /* effective */
 	u64 start_ns;  /* boot time; /proc/PID/stat shows it in ticks */
 	u64 cgroup;    /* id in the unified hierarchy */
+	u64 cgroup_v1; /* id in the hierarchy of V1_CONTROLLER, 0 without one */
 	u32 pid_namespace;
 	/* exec only, else 0: */
 	u16 copied;    /* bytes of `strings` */
-	u16 arguments; /* how many of the strings are arguments; the environment's follow */
+	u16 arguments; /* argc */
+	/* listen only, else 0: */
+	u16 port;      /* 0 where listen(2) is still to choose one */
 	char comm[COMM_SIZE];
 	/* exec only, else not in the record: */
 	char filename[FILENAME_SIZE];
@@ -34,10 +44,20 @@ struct process_event {
 
 #define HEAD_SIZE __builtin_offsetof(struct process_event, filename)
 
-/* events: records of struct process_event, oldest first; bound RING_PAGES pages, overflow is counted in `lost`. */
+struct cgroup_event {
+	u32 kind;
+	u32 hierarchy; /* as in /proc/PID/cgroup; 0 is the unified one */
+	u64 id;
+	char path[CGROUP_PATH_SIZE]; /* from the hierarchy's root, whatever the cgroup namespace of anybody */
+};
+
+/*
+ * events: records of struct process_event and struct cgroup_event, oldest first; bound RING_PAGES pages, overflow is
+ * counted in `lost`.
+ */
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 
-/* lost: records that found the ring full, at index 0. After a loss the reader looks at /proc. */
+/* lost: records that found the ring full, at index 0. After a loss the reader looks at /proc and at the cgroup trees. */
 BPF_ARRAY(lost, u64, 1);
 
 #define READ(from)                                                                     \
@@ -65,6 +85,20 @@ static __always_inline u64 cgroup_of(struct task_struct *task)
 	return READ(node->id);
 }
 
+#ifdef V1_CONTROLLER /* an enumerator of cgroup_subsys_id */
+static __always_inline u64 cgroup_v1_of(struct task_struct *task)
+{
+	struct css_set *groups = READ(task->cgroups);
+	struct cgroup_subsys_state *state = READ(groups->subsys[V1_CONTROLLER]);
+	struct cgroup *group = READ(state->cgroup);
+	struct kernfs_node *node = READ(group->kn);
+
+	return READ(node->id);
+}
+#else
+#define cgroup_v1_of(task) 0
+#endif
+
 static __always_inline u32 pid_namespace_of(struct task_struct *task)
 {
 	struct pid *pid = READ(task->thread_pid);
@@ -86,9 +120,11 @@ static __always_inline void describe(struct process_event *event, u32 kind, stru
 	event->uid = READ(cred->euid.val);
 	event->start_ns = READ(leader->start_boottime);
 	event->cgroup = cgroup_of(task);
+	event->cgroup_v1 = cgroup_v1_of(task);
 	event->pid_namespace = pid_namespace_of(task);
 	event->copied = 0;
 	event->arguments = 0;
+	event->port = 0;
 	bpf_probe_read_kernel(event->comm, sizeof(event->comm), (void *)task->comm);
 }
 
@@ -119,20 +155,27 @@ int on_sched_process_fork(struct bpf_raw_tracepoint_args *ctx)
 }
 
 /*
- * The strings the new program finds on its stack: argc, argv[0], … and what they point to, one string after the other.
+ * The arguments the new program finds on its stack: argc, argv[0], …, NULL, envp[0], …, NULL, and what they point to, one
+ * string after the other. They end where the environment begins, and without one at the copy of the file name.
  * Not from mm->arg_start: the BTF of a kernel seen (6.18 for Firecracker) has that 16 bytes off its place.
  */
-static __always_inline void copy_strings(struct process_event *event, struct linux_binprm *program)
+static __always_inline void copy_arguments(struct process_event *event, struct linux_binprm *program)
 {
-	u64 stack = READ(program->p);
+	u64 stack = READ(program->p), last = READ(program->exec);
 	u32 arguments = READ(program->argc);
-	u64 start = 0, size;
+	u64 start = 0, end = 0, size;
 
 	bpf_probe_read_user(&start, sizeof(start), (void *)(stack + sizeof(u64)));
-	size = READ(program->exec) - start; /* they end where the copy of the file name begins */
+	bpf_probe_read_user(&end, sizeof(end), (void *)(stack + sizeof(u64) * (2 + (u64)arguments)));
+	if (!end)
+		end = last;
+	/* A 32-bit program's stack has words of half the size: what was read are no addresses. */
+	if (start >= end || end > last)
+		return;
+	size = end - start;
 	if (size > STRINGS_SIZE)
 		size = STRINGS_SIZE;
-	if (size && bpf_probe_read_user(event->strings, size, (void *)start) == 0) {
+	if (bpf_probe_read_user(event->strings, size, (void *)start) == 0) {
 		event->copied = size;
 		event->arguments = arguments < 0xffff ? arguments : 0xffff;
 	}
@@ -153,7 +196,7 @@ int on_sched_process_exec(struct bpf_raw_tracepoint_args *ctx)
 	describe(event, KIND_EXEC, task, parent_of(task));
 	event->filename[0] = 0;
 	bpf_probe_read_kernel_str(event->filename, FILENAME_SIZE, (void *)READ(program->filename));
-	copy_strings(event, program);
+	copy_arguments(event, program);
 	events.ringbuf_submit(event, 0);
 	return 0;
 }
@@ -175,4 +218,62 @@ int on_sched_process_exit(struct bpf_raw_tracepoint_args *ctx)
 	describe(event, KIND_EXIT, task, parent_of(task));
 	events.ringbuf_submit(event, 0);
 	return 0;
+}
+
+#ifdef WATCH_LISTENERS
+/*
+ * inet_sock_set_state(sk, oldstate, newstate): listen(2) runs in its process, and so does an io_uring worker. It comes
+ * before the port is taken for good; a listen(2) that fails afterwards is noticed when the process is looked at again.
+ */
+int on_inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct sock *sock = (struct sock *)ctx->args[0];
+	struct task_struct *task;
+	struct process_event *event;
+
+	if (ctx->args[2] != TCP_LISTEN || READ(sock->sk_protocol) != IPPROTO_TCP)
+		return 0;
+	event = events.ringbuf_reserve(HEAD_SIZE);
+	if (!event) {
+		count_lost();
+		return 0;
+	}
+	task = (struct task_struct *)bpf_get_current_task();
+	describe(event, KIND_LISTEN, task, parent_of(task));
+	event->port = READ(sock->__sk_common.skc_num);
+	events.ringbuf_submit(event, 0);
+	return 0;
+}
+#endif
+
+static __always_inline int report_cgroup(u32 kind, struct cgroup *group, const char *path)
+{
+	struct cgroup_root *root = READ(group->root);
+	struct kernfs_node *node = READ(group->kn);
+	struct cgroup_event *event;
+
+	event = events.ringbuf_reserve(sizeof(struct cgroup_event));
+	if (!event) {
+		count_lost();
+		return 0;
+	}
+	event->kind = kind;
+	event->hierarchy = READ(root->hierarchy_id);
+	event->id = READ(node->id);
+	event->path[0] = 0;
+	bpf_probe_read_kernel_str(event->path, CGROUP_PATH_SIZE, (void *)path);
+	events.ringbuf_submit(event, 0);
+	return 0;
+}
+
+/* cgroup_mkdir(cgroup, path): of every hierarchy, before anybody can enter it. */
+int on_cgroup_mkdir(struct bpf_raw_tracepoint_args *ctx)
+{
+	return report_cgroup(KIND_CGROUP_MADE, (struct cgroup *)ctx->args[0], (const char *)ctx->args[1]);
+}
+
+/* cgroup_rmdir(cgroup, path) */
+int on_cgroup_rmdir(struct bpf_raw_tracepoint_args *ctx)
+{
+	return report_cgroup(KIND_CGROUP_REMOVED, (struct cgroup *)ctx->args[0], (const char *)ctx->args[1]);
 }

@@ -18,7 +18,7 @@ import structlog
 
 from rover_plugin.cancellation import Cancellation
 from rover_plugin.capture.bpf import attach_raw_tracepoint
-from rover_plugin.capture.privileges import require_bpf
+from rover_plugin.capture.privileges import require_bpf, require_initial_pid_namespace
 from rover_plugin.capture.source import read_source
 from rover_plugin.data import data_path
 from rover_plugin.errors import CaptureError
@@ -93,8 +93,10 @@ def load(
     Raises:
         CancelledError: the build was cancelled.
         PrivilegeError: this process may not use BPF.
-        CaptureError: bcc, BTF or bpftool is missing, or compiler, verifier or kernel refuse.
+        CaptureError: bcc, BTF or bpftool is missing, compiler, verifier or kernel refuse, or this process is in a pid
+            namespace of its own.
     """
+    require_initial_pid_namespace()
     require_bpf()
     source = read_source(data_path("bpf"), source_name)
     shards = int(defines.get("SHARDS", 8))

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a cgroup path tells about a process: its systemd unit, its container, its id in the unified hierarchy."""
+"""What a cgroup path tells about a process: its systemd unit, its container or machine."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -15,10 +14,17 @@ _GENERIC_UNIT = re.compile(r"(?:user@\d+|run-[\w\\-]+)\.service|.*\.scope")
 # docker-<id>.scope, cri-containerd-<id>.scope, crio-<id>.scope, libpod-<id>.scope, <slice>:cri-containerd:<id>, <id>.
 # `conmon` is the monitor beside a container, not in it.
 _CONTAINER = re.compile(r"(?:^|.*(?<!conmon)[-:])([0-9a-f]{64})(?:\.scope)?")
+# pod<UID>, kubepods-burstable-pod<UID with _>.slice; of a static pod 32 digits (k8s.io/kubernetes/pkg/kubelet/cm).
+_POD = re.compile(r"(?:^|.*-)pod(?:[0-9a-f]{32}|[0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12})(?:\.slice.*)?")
+# Machines registered with systemd-machined (machinectl(1)): nspawn's and libvirt's containers. `qemu` are processes of
+# the host that run virtual machines.
+_MACHINE_SCOPE = re.compile(r"machine-(?!qemu-)(?:lxc-\d+-)?(.+)\.scope")
+_NSPAWN_SERVICE = re.compile(r"systemd-nspawn@(.+)\.service")
+_NSPAWN_OWN = "supervisor"  # create_subcgroup(), src/nspawn/nspawn-cgroup.c: it stands beside `payload`
+_LXC_PAYLOAD = "lxc.payload."  # LXC 4 and newer, Incus
+_LXC = "lxc"  # older, Proxmox VE: lxc/NAME
 _ESCAPED = re.compile(r"\\x([0-9a-f]{2})")
-
-_DOCKER_CONFIG = "var/lib/docker/containers/{id}/config.v2.json"
-_PODMAN_INDEX = "var/lib/containers/storage/overlay-containers/containers.json"
+_OWN_NAMESPACE = re.compile(r"(?:/\.\.)+(?=/|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,32 +33,75 @@ class Cgroup:
 
     Attributes:
         path: in the unified hierarchy, or in systemd's own one where the host still has both.
-        unit: the systemd unit (`nginx.service`), empty without one.
+        unit: the systemd unit (`nginx.service`), of the host or of the container; empty without one.
         generic: the unit exists only to hold a login or a command line, so it is no name for a service.
-        container_id: 64 hexadecimal digits, empty outside containers.
+        container_id: 64 hexadecimal digits, empty where a container is not known by such an id.
+        machine: name of the LXC, Incus or nspawn container, empty outside of those.
     """
 
     path: str = "/"
     unit: str = ""
     generic: bool = False
     container_id: str = ""
+    machine: str = ""
+
+
+def parse_cgroup(text: str) -> Cgroup:
+    """Reads the contents of /proc/PID/cgroup (cgroups(7))."""
+    return parse_path(cgroup_path(text))
 
 
 @lru_cache(maxsize=4096)
-def parse_cgroup(text: str) -> Cgroup:
-    """Reads the contents of /proc/PID/cgroup (cgroups(7)).
+def parse_path(path: str) -> Cgroup:
+    """Reads the path of a cgroup.
 
-    Of nested containers the innermost counts, and of units only those inside of it: `containerd.service` does not name
-    the containers it runs.
+    Of containers in a container the outermost counts, as only that one's name is kept on this host; where a pod is in
+    the path, its container. Of units only those inside of it count: `containerd.service` does not name what it runs.
     """
-    path = cgroup_path(text)
-    unit = container_id = ""
-    for part in path.split("/"):
+    parts = path.split("/")
+    inside, container_id, machine = _innermost_pod_container(parts) or _outermost_container(parts)
+    units = [part for part in parts[inside:] if part.endswith((".service", ".scope"))]
+    unit = _unescaped(units[-1]) if units else ""
+    return Cgroup(path, unit, bool(_GENERIC_UNIT.fullmatch(unit)), container_id, machine)
+
+
+# Index of the first part inside the container, id, machine name.
+_Boundary = tuple[int, str, str]
+
+
+def _innermost_pod_container(parts: list[str]) -> _Boundary | None:
+    pods = [index for index, part in enumerate(parts) if _POD.fullmatch(part)]
+    for index in range(pods[-1], len(parts)) if pods else ():
+        if match := _CONTAINER.fullmatch(parts[index]):
+            return index + 1, match[1], ""
+    return None
+
+
+def _outermost_container(parts: list[str]) -> _Boundary:
+    for index, part in enumerate(parts):
         if match := _CONTAINER.fullmatch(part):
-            container_id, unit = match.group(1), ""
-        elif part.endswith((".service", ".scope")):
-            unit = _ESCAPED.sub(lambda escaped: chr(int(escaped.group(1), 16)), part)
-    return Cgroup(path, unit, bool(_GENERIC_UNIT.fullmatch(unit)), container_id)
+            return index + 1, match[1], ""
+        following = parts[index + 1] if index + 1 < len(parts) else ""
+        if machine := _machine(part, following):
+            return index + (2 if part == _LXC else 1), "", machine
+    return 0, "", ""
+
+
+def _machine(part: str, following: str) -> str:
+    if part.startswith(_LXC_PAYLOAD):
+        return part.removeprefix(_LXC_PAYLOAD)
+    if part == _LXC:
+        return following
+    name = _unescaped(part)
+    if (match := _MACHINE_SCOPE.fullmatch(name)) and following != _NSPAWN_OWN:
+        return match[1]
+    if (match := _NSPAWN_SERVICE.fullmatch(name)) and following not in {"", _NSPAWN_OWN}:
+        return match[1]
+    return ""
+
+
+def _unescaped(unit: str) -> str:
+    return _ESCAPED.sub(lambda escaped: chr(int(escaped.group(1), 16)), unit)
 
 
 def cgroup_path(text: str) -> str:
@@ -61,7 +110,8 @@ def cgroup_path(text: str) -> str:
     for line in text.splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        paths[controllers] = path
+        # Seen from a cgroup namespace of our own, paths outside begin with `/..` (cgroup_namespaces(7)).
+        paths[controllers] = _OWN_NAMESPACE.sub("", path, count=1) or "/"
     for controllers in ("", "name=systemd"):
         if paths.get(controllers, "/") != "/":
             return paths[controllers]
@@ -88,25 +138,3 @@ def unified_id(text: str) -> int:
             except OSError:
                 return 0
     return 0
-
-
-@lru_cache(maxsize=1024)
-def container_name(container_id: str, root: Path = Path("/")) -> str:
-    """The name docker or podman gave a container, from their files; its first 12 digits if they tell none."""
-    return _docker_name(container_id, root) or _podman_name(container_id, root) or container_id[:12]
-
-
-def _docker_name(container_id: str, root: Path) -> str:
-    try:
-        config = json.loads((root / _DOCKER_CONFIG.format(id=container_id)).read_text())
-        return str(config["Name"]).lstrip("/")
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-
-
-def _podman_name(container_id: str, root: Path) -> str:
-    try:
-        index = json.loads((root / _PODMAN_INDEX).read_text())
-        return next((str(entry["names"][0]) for entry in index if entry["id"] == container_id), "")
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return ""

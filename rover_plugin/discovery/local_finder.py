@@ -7,7 +7,6 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from rover_plugin.discovery.cgroups import container_name
 from rover_plugin.discovery.layers import checked_layer
 from rover_plugin.discovery.model import Entity
 from rover_plugin.discovery.naming import bounded, executable_name, service_name
@@ -66,7 +65,7 @@ class LocalFinder:
             return ()
         if any(rule.matches(facts) for rule in self.exclude):
             return ()
-        container = facts.cgroup.container_id
+        container = facts.container
         return (
             Entity(
                 layer=self.layer,
@@ -74,7 +73,9 @@ class LocalFinder:
                 instance=bounded(self.instance),
                 process=bounded(executable_name(facts)),
                 cluster=self.cluster,
-                container=container_name(container) if container else "",
+                namespace=container.namespace if container else "",
+                pod=container.pod if container else "",
+                container=container.shown if container else "",
             ),
         )
 

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import structlog
 
+from rover_plugin.capture.privileges import require_initial_pid_namespace
+from rover_plugin.discovery.cgroup_tree import CgroupTree, hierarchies
+from rover_plugin.discovery.containers import Containers
 from rover_plugin.discovery.feed_server import FeedServer
 from rover_plugin.discovery.local_finder import Finder, local_finder
 from rover_plugin.discovery.observer import ProcessObserver
@@ -60,8 +63,10 @@ class ProcessDiscoveryModule:
 
         Raises:
             SettingsError: a rule is wrong.
+            CaptureError: this process is in a pid namespace of its own.
             FeedError: the feed cannot be served.
         """
+        require_initial_pid_namespace()
         settings = context.settings
         core = cast("Core", context.modules["core"])
         finders = _finders(settings, core.cluster_name)
@@ -70,7 +75,13 @@ class ProcessDiscoveryModule:
         if not finders:
             log.warning("no_finder_active", hint="set process_discovery.local.active to true to watch local processes")
             return
-        self._watcher = HostWatcher(ProcessObserver(self.table, finders), context.counters, context.fail)
+        observer = ProcessObserver(
+            self.table,
+            finders,
+            tree=CgroupTree(hierarchies(), context.counters),
+            containers=Containers(context.counters),
+        )
+        self._watcher = HostWatcher(observer, context.counters, context.fail)
         self._watcher.start()
         if "skywalking" in settings.items("access_log.outputs"):
             self._reporter = ProcessReporter(

@@ -8,8 +8,6 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rover_plugin.discovery.cgroups import container_name
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -117,13 +115,16 @@ def _stem(program: str) -> str:
 
 
 def service_name(facts: ProcessFacts) -> str:
-    """The service a process belongs to when no rule names it: unit, else container, else program."""
+    """The service a process belongs to when no rule names it: unit, container, container and unit, else program.
+
+    A unit of a container, `web/nginx`, is kept apart from one of the host with the same name.
+    """
     cgroup = facts.cgroup
-    if cgroup.unit.endswith(".service") and not cgroup.generic:
-        return cgroup.unit.removesuffix(".service")
-    if cgroup.container_id:
-        return container_name(cgroup.container_id)
-    return program_name(facts)
+    named = cgroup.unit.endswith(".service") and not cgroup.generic
+    unit = cgroup.unit.removesuffix(".service") if named else ""
+    if facts.container is not None:
+        return f"{facts.container.service}/{unit}" if unit else facts.container.service
+    return unit or program_name(facts)
 
 
 def bounded(name: str) -> str:

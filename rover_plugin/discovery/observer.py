@@ -10,15 +10,19 @@ from dataclasses import replace
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
+from rover_plugin.discovery.cgroup_tree import CgroupTree
+from rover_plugin.discovery.cgroups import parse_path
+from rover_plugin.discovery.containers import Containers
 from rover_plugin.discovery.listeners import listening_ports
 from rover_plugin.discovery.local_finder import is_volatile
 from rover_plugin.discovery.model import Process, ProcessKey
-from rover_plugin.discovery.process_events import Kind
+from rover_plugin.discovery.process_events import CgroupEvent, Kind
 from rover_plugin.discovery.procfs import PROC, ProcessFacts, pids, read_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from rover_plugin.discovery.cgroup_tree import Hierarchy
     from rover_plugin.discovery.local_finder import Finder
     from rover_plugin.discovery.process_events import ProcessEvent
     from rover_plugin.discovery.table import ProcessTable
@@ -41,12 +45,23 @@ class ProcessObserver:
         table: what to keep true.
         finders: who names the processes.
         own_pid: this process and its descendants are listed without entities, so nobody watches them.
+        tree: knows the cgroups whose ids events carry.
+        containers: tell which container a process is in.
     """
 
     def __init__(
-        self, table: ProcessTable, finders: Sequence[Finder], *, own_pid: int | None = None, proc: str = PROC
+        self,
+        table: ProcessTable,
+        finders: Sequence[Finder],
+        *,
+        own_pid: int | None = None,
+        proc: str = PROC,
+        tree: CgroupTree | None = None,
+        containers: Containers | None = None,
     ) -> None:
         self._table = table
+        self._tree = CgroupTree() if tree is None else tree
+        self._containers = Containers(proc=proc) if containers is None else containers
         self._finders = finders
         self._proc = proc
         self._volatile = any(map(is_volatile, finders))
@@ -66,6 +81,21 @@ class ProcessObserver:
         """Number of processes alive."""
         return len(self._live)
 
+    @property
+    def wants_listeners(self) -> bool:
+        """Whether an event is worth its cost when a process begins to listen."""
+        return self._by_port
+
+    @property
+    def hierarchies(self) -> Sequence[Hierarchy]:
+        """Trees of cgroups whose ids events are to carry."""
+        return self._tree.hierarchies
+
+    def survey(self, now: float) -> None:
+        """Makes the table agree with /proc and the cgroup trees: at the beginning, and after events were lost."""
+        self._tree.scan()
+        self.scan(now)
+
     def scan(self, now: float) -> None:
         """Makes the table agree with /proc, whatever was missed."""
         found = self._read(pids(self._proc))
@@ -77,13 +107,17 @@ class ProcessObserver:
         self._recheck_all_at = now + RECHECK_EVERY_S if self._volatile else _NEVER
         self._publish()
 
-    def apply(self, events: Iterable[ProcessEvent], now: float) -> None:
+    def apply(self, events: Iterable[ProcessEvent | CgroupEvent], now: float) -> None:
         """Takes events, oldest first; of several about one process the table sees only the outcome."""
         for event in events:
-            if event.kind == Kind.FORK:
+            if isinstance(event, CgroupEvent):
+                self._follow_tree(event, now)
+            elif event.kind == Kind.FORK:
                 self._fork(event, now)
             elif event.kind == Kind.EXEC:
                 self._execute(event, now)
+            elif event.kind == Kind.LISTEN:
+                self._listen(event, now)
             else:
                 self._exit(event.key, now)
         self._publish()
@@ -96,6 +130,12 @@ class ProcessObserver:
             self.scan(now)
         self._recheck_young(now)
         self._publish()
+
+    def _follow_tree(self, event: CgroupEvent, now: float) -> None:
+        if event.kind == Kind.CGROUP_MADE:
+            self._tree.made(event.hierarchy, event.cgroup_id, event.path)
+        else:
+            self._tree.removed(event.hierarchy, event.cgroup_id, now)
 
     def _recheck_young(self, now: float) -> None:
         due = list(takewhile(lambda key: self._young[key] <= now, self._young))
@@ -114,6 +154,7 @@ class ProcessObserver:
 
     def _read(self, wanted: Iterable[int]) -> dict[int, ProcessFacts]:
         found = {pid: facts for pid in wanted if (facts := read_process(pid, self._proc)) is not None}
+        found = self._containers.place(found, self._live)
         if self._by_port:
             ports = listening_ports(found, self._proc)
             return {pid: replace(facts, ports=ports.get(pid, frozenset())) for pid, facts in found.items()}
@@ -131,11 +172,25 @@ class ProcessObserver:
     def _child(self, event: ProcessEvent) -> ProcessFacts:
         """A child is like its parent, so a fork costs no look at /proc unless it was born into another cgroup."""
         parent = self._live.get(event.parent)
-        if parent is None or parent.cgroup_id not in {0, event.cgroup_id}:
-            facts = read_process(event.key.pid, self._proc)
-            if facts is not None and facts.key == event.key:
-                return facts
-        return _as_of(event, parent)
+        if parent is not None and parent.cgroup_id in {0, event.cgroup_id} and not self._enters(event, parent):
+            return _as_of(event, parent)
+        facts = read_process(event.key.pid, self._proc)
+        if facts is None or facts.key != event.key:
+            facts = self._as_of(event, parent)
+        return self._placed(facts)
+
+    def _enters(self, event: ProcessEvent, parent: ProcessFacts) -> bool:
+        """Whether a child is the first process of a pid namespace, as containers without a cgroup show themselves."""
+        return parent.container is None and parent.pid_namespace not in {0, event.pid_namespace}
+
+    def _placed(self, facts: ProcessFacts) -> ProcessFacts:
+        return self._containers.place({facts.key.pid: facts}, self._live)[facts.key.pid]
+
+    def _as_of(self, event: ProcessEvent, base: ProcessFacts | None) -> ProcessFacts:
+        """What an event tells, over what was known before; the cgroup's path too."""
+        facts = _as_of(event, base)
+        path = self._tree.path(event.cgroup_id, event.cgroup_v1_id)
+        return replace(facts, cgroup=parse_path(path), container=None) if path else facts
 
     def _execute(self, event: ProcessEvent, now: float) -> None:
         known = self._live.get(event.key.pid)
@@ -144,11 +199,20 @@ class ProcessObserver:
             known = None
         facts = read_process(event.key.pid, self._proc)
         if facts is None or facts.key != event.key:  # it is gone already
-            path = event.filename
-            facts = replace(_as_of(event, known), exe=path, cmdline=event.arguments or (path,))
+            cmdline = event.arguments or (event.filename,)
+            facts = replace(self._as_of(event, known), exe=_executable(event), cmdline=cmdline)
         elif known is not None:
             facts = replace(facts, ports=known.ports)
-        self._take(facts)
+        self._take(self._placed(facts))
+        self._note_young(event.key, now)
+
+    def _listen(self, event: ProcessEvent, now: float) -> None:
+        known = self._live.get(event.key.pid)
+        if known is None or known.key != event.key:
+            return  # its birth was lost, and the scan that follows finds the port
+        if event.port:
+            self._take(replace(known, ports=known.ports | {event.port}))
+        # The port may be still to choose, or be refused.
         self._note_young(event.key, now)
 
     def _exit(self, key: ProcessKey, now: float) -> None:
@@ -157,6 +221,7 @@ class ProcessObserver:
             return
         process = self._changed.get(key) or self._table.get(key) or self._process(facts)
         del self._live[key.pid]
+        self._containers.ended(key)
         self._young.pop(key, None)
         self._own -= {key.pid} - {self._root}
         if not process.entities:  # nobody has logs of it
@@ -186,7 +251,9 @@ class ProcessObserver:
             self._own |= children
 
     def _note_young(self, key: ProcessKey, now: float) -> None:
-        if self._volatile:
+        facts = self._live.get(key.pid)
+        unnamed = facts is not None and facts.container is not None and not facts.container.name
+        if self._volatile or unnamed:
             self._young.pop(key, None)  # the latest program counts, and goes to the end
             self._young[key] = now + RECHECK_AFTER_S
 
@@ -198,7 +265,7 @@ class ProcessObserver:
             cmdline=facts.cmdline,
             pid_namespace=facts.pid_namespace,
             cgroup_id=facts.cgroup_id,
-            container_id=facts.cgroup.container_id,
+            container_id=facts.container.id if facts.container else "",
             entities=tuple(entity for finder in self._finders for entity in finder.entities(facts)) if watched else (),
         )
 
@@ -211,6 +278,12 @@ class ProcessObserver:
 
 def _rounded_up(at: float, step_s: float) -> float:
     return at if at == _NEVER else math.ceil(at / step_s) * step_s
+
+
+def _executable(event: ProcessEvent) -> str:
+    """What /proc/PID/exe would have shown: for a script its interpreter, which the script is an argument of."""
+    script = event.filename in event.arguments[1:3]  # an argument on the `#!` line may come before (execve(2))
+    return event.arguments[0] if script else event.filename
 
 
 def _as_of(event: ProcessEvent, base: ProcessFacts | None) -> ProcessFacts:

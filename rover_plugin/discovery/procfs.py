@@ -13,6 +13,8 @@ from rover_plugin.discovery.model import ProcessKey
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from rover_plugin.discovery.container_names import Container
+
 PROC = "/proc"
 MAX_CMDLINE_BYTES = 32768  # Java's main class stands behind its class path
 _PF_KTHREAD = 0x00200000  # include/linux/sched.h
@@ -31,6 +33,7 @@ class ProcessFacts:
         exe: path of the executable, empty if it cannot be read.
         cmdline: arguments, at most `MAX_CMDLINE_BYTES` together.
         uid: effective user id.
+        container: the container it is in, filled in by who looks for containers.
         ports: TCP ports it listens on, filled in only when rules ask for them.
     """
 
@@ -44,6 +47,7 @@ class ProcessFacts:
     cgroup_id: int = 0
     pid_namespace: int = 0
     ports: frozenset[int] = frozenset()
+    container: Container | None = None
 
 
 def pids(proc: str = PROC) -> Iterator[int]:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from rover_plugin.discovery.cgroups import container_name
 from rover_plugin.discovery.naming import file_name
 from rover_plugin.discovery.procfs import ProcessFacts
 from rover_plugin.errors import SettingsError
@@ -67,7 +66,15 @@ def parse_rules(key: str, texts: Iterable[str]) -> tuple[Rule, ...]:
 def parse_rule(key: str, text: str) -> Rule:
     """Parses one rule, see `parse_rules`."""
     parsed = [_parse_condition(key, text, part) for part in text.split(_AND)]
-    return Rule(text, frozenset(name for name, _ in parsed), tuple(condition for _, condition in parsed))
+    keys = frozenset(name for name, _ in parsed)
+    conditions = [condition for _, condition in parsed]
+    if "unit" in keys and "container" not in keys:  # a container's nginx.service is another than the host's
+        conditions.append(_on_host)
+    return Rule(text, keys, tuple(conditions))
+
+
+def _on_host(facts: ProcessFacts) -> bool:
+    return facts.container is None
 
 
 def parse_service_rules(key: str, texts: Iterable[str]) -> tuple[ServiceRule, ...]:
@@ -117,8 +124,7 @@ def _user_name(uid: int) -> str:
 
 
 def _container_text(facts: ProcessFacts) -> str:
-    container = facts.cgroup.container_id
-    return container_name(container) if container else ""
+    return facts.container.service if facts.container else ""
 
 
 _TEXTS: dict[str, Callable[[ProcessFacts], str]] = {
@@ -177,8 +183,10 @@ def _container(value: str) -> Predicate:
     by_id = len(value) >= shortest_id
 
     def matches(facts: ProcessFacts) -> bool:
-        container = facts.cgroup.container_id
-        return bool(container) and ((by_id and container.startswith(value)) or container_name(container) == value)
+        container = facts.container
+        if container is None:
+            return False
+        return value in {container.shown, container.service} or (by_id and container.id.startswith(value))
 
     return matches
 

@@ -44,7 +44,7 @@ class HostWatcher:
         self._counters = counters
         self._fail = fail
         self._building = Cancellation()
-        self._open_events = open_events or (lambda: ProcessEvents(cancellation=self._building))
+        self._open_events = open_events or self._ask_kernel
         self._events: ProcessEvents | None = None
         self._handover = threading.Lock()
         self._stopping = threading.Event()
@@ -69,7 +69,7 @@ class HostWatcher:
         try:
             self._open()
             # Events queue up from here on, so nothing can slip between them and this look.
-            self._observer.scan(time.monotonic())
+            self._observer.survey(time.monotonic())
             if self._events is None:
                 self._follow_scans()
             else:
@@ -81,6 +81,13 @@ class HostWatcher:
                 events, self._events = self._events, None
             if events is not None:
                 events.close()
+
+    def _ask_kernel(self) -> ProcessEvents:
+        return ProcessEvents(
+            cancellation=self._building,
+            trees=self._observer.hierarchies,
+            listeners=self._observer.wants_listeners,
+        )
 
     def _open(self) -> None:
         try:
@@ -111,5 +118,5 @@ class HostWatcher:
             if (lost_now := events.lost()) != lost:
                 self._counters.add("process_events_lost", lost_now - lost)
                 lost = lost_now
-                self._observer.scan(now)
+                self._observer.survey(now)
             self._observer.tick(now)

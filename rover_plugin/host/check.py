@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rover_plugin.capture.confinement import CAPABILITIES
-from rover_plugin.capture.privileges import CAP_SYS_PTRACE, HINT, effective_capabilities, holds, may_load_bpf
+from rover_plugin.capture.privileges import (
+    CAP_SYS_PTRACE,
+    HINT,
+    PID_NAMESPACE_HINT,
+    effective_capabilities,
+    foreign_pid_namespace,
+    holds,
+    may_load_bpf,
+)
 from rover_plugin.errors import RoverError
 from rover_plugin.host.privileges import kept_capabilities
 
@@ -96,6 +104,15 @@ def kept_privileges(settings: Settings) -> Iterator[Finding]:
     else:
         hint = "set privileges.drop to true"
         yield Finding("kept privileges", Status.WARN, "everything this user has, in the workers too", hint)
+
+
+def pid_namespace(_: Settings) -> Iterator[Finding]:
+    """Processes have the same numbers here as in the kernel's events."""
+    reason = foreign_pid_namespace()
+    if reason:
+        yield Finding("pid namespace", Status.FAIL, reason, PID_NAMESPACE_HINT)
+    else:
+        yield Finding("pid namespace", Status.OK, "the host's")
 
 
 def lockdown(_: Settings) -> Iterator[Finding]:
@@ -205,6 +222,7 @@ CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     btf,
     privileges,
     kept_privileges,
+    pid_namespace,
     lockdown,
     bcc,
     bpftool,

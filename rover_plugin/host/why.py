@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from rover_plugin.access_log.address_book import AddressBook
 from rover_plugin.access_log.options import feed_address
 from rover_plugin.capture.session import MAX_PROCESSES
+from rover_plugin.discovery.containers import contained
 from rover_plugin.discovery.feed_client import FeedClient, FeedState
 from rover_plugin.discovery.listeners import listening_ports
 from rover_plugin.discovery.local_finder import local_finder
@@ -121,7 +122,7 @@ def _exists(case: _Case) -> Answer | None:
         return case.no(
             "ended", f"process {case.pid} has ended; its parent {_number(status, 'PPid')} has not been told yet"
         )
-    case.facts = facts
+    case.facts = contained(facts)
     return None
 
 

@@ -5,33 +5,38 @@ from __future__ import annotations
 
 import os
 import queue
+import secrets
 import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from rover_plugin.discovery import observer as observer_module
+from rover_plugin.discovery.cgroup_tree import CgroupTree, hierarchies
 from rover_plugin.discovery.feed_client import FeedClient
 from rover_plugin.discovery.feed_server import FeedServer
 from rover_plugin.discovery.local_finder import LocalFinder
 from rover_plugin.discovery.observer import ProcessObserver
-from rover_plugin.discovery.process_events import Kind, ProcessEvent, ProcessEvents
+from rover_plugin.discovery.process_events import HEAD, Kind, ProcessEvent, ProcessEvents
 from rover_plugin.discovery.procfs import pids, read_process
+from rover_plugin.discovery.rules import parse_rules
 from rover_plugin.discovery.table import Added, ProcessTable, Updated
 from rover_plugin.discovery.watcher import HostWatcher
 from rover_plugin.telemetry.counters import Counters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from rover_plugin.discovery.model import Process
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="loading BPF needs root")]
 
 PATIENCE_S = 30
+EVERYTHING = LocalFinder("OS_LINUX", "host-1")
 
 
 @pytest.fixture
@@ -125,10 +130,10 @@ def test_a_wait_for_events_can_be_ended_from_another_thread(events: ProcessEvent
 class Host:
     """A watched host whose table can be waited for. The test's own children are not the watcher's."""
 
-    def __init__(self, open_events: Callable[[], ProcessEvents]) -> None:
+    def __init__(self, open_events: Callable[[], ProcessEvents], finder: LocalFinder) -> None:
         self.table, self.counters = ProcessTable(), Counters()
         self.failures: queue.Queue[BaseException] = queue.Queue()
-        observer = ProcessObserver(self.table, [LocalFinder("OS_LINUX", "host-1")], own_pid=-1)
+        observer = ProcessObserver(self.table, [finder], own_pid=-1, tree=CgroupTree(hierarchies()))
         self.opened = threading.Event()
         self.watcher = HostWatcher(observer, self.counters, self.failures.put, open_events)
 
@@ -143,7 +148,10 @@ class Host:
 
 
 @contextmanager
-def watched(open_events: Callable[[], ProcessEvents] = ProcessEvents) -> Iterator[Host]:
+def watched(
+    open_events: Callable[[], ProcessEvents] = lambda: ProcessEvents(trees=hierarchies()),
+    finder: LocalFinder = EVERYTHING,
+) -> Iterator[Host]:
     opened = threading.Event()
 
     def open_and_tell() -> ProcessEvents:
@@ -151,7 +159,7 @@ def watched(open_events: Callable[[], ProcessEvents] = ProcessEvents) -> Iterato
         opened.set()
         return events
 
-    host = Host(open_and_tell)
+    host = Host(open_and_tell, finder)
     host.watcher.start()
     try:
         assert opened.wait(PATIENCE_S)
@@ -208,6 +216,82 @@ def test_arguments_are_told_to_their_first_kilobyte(events: ProcessEvents) -> No
         pass
     executed = next(event for event in life_of(events, child.pid) if event.kind == Kind.EXEC)
     assert executed.arguments == ("/bin/true", "", long[: 1024 - len("/bin/true\0\0")])
+
+
+@pytest.mark.parametrize("environment", [{"SECRET": "hunter2"}, {}])
+def test_the_environment_is_not_copied(events: ProcessEvents, environment: dict[str, str]) -> None:
+    records: list[bytes] = []
+    with subprocess.Popen(["/bin/true", "one"], env=environment):
+        while not any(b"/bin/true\0one" in record for record in records):
+            events._ring.wait(PATIENCE_S)
+            events._ring.read(lambda data, start, end: records.append(bytes(data[start:end])), 2048)
+    (executed,) = [record for record in records if b"/bin/true\0one" in record]
+    _, _, _, _, _, _, _, _, copied, arguments, *_ = HEAD.unpack_from(executed)
+    assert (copied, arguments) == (len(b"/bin/true\0one\0"), 2)
+
+
+@pytest.fixture
+def containers() -> Iterator[Path]:
+    """A cgroup to make containers' in, in the hierarchy that says most here."""
+    for hierarchy in reversed(hierarchies()):
+        directory = Path(hierarchy.mount) / f"rover-{secrets.token_hex(4)}"
+        try:
+            directory.mkdir()
+        except OSError:
+            continue
+        yield directory
+        directory.rmdir()
+        return
+    pytest.skip("no cgroup can be made here")
+
+
+def test_processes_of_a_few_ms_in_cgroups_made_for_them_are_all_placed(containers: Path) -> None:
+    wanted = {}
+    with watched() as host:
+        for _ in range(100):
+            container = containers / secrets.token_hex(32)
+            container.mkdir()
+            script = f"echo $$ > {container}/cgroup.procs && exec /bin/true"
+            with subprocess.Popen(["/bin/sh", "-c", script]) as child:
+                pass
+            container.rmdir()
+            wanted[child.pid] = container.name
+        for pid, container_id in wanted.items():
+            ended = host.until(lambda process, pid=pid: process.key.pid == pid and process.exited)
+            assert (ended.container_id, ended.entities[0].service) == (container_id, container_id[:12])
+
+
+def test_a_listener_is_reported_with_its_process_and_port() -> None:
+    events = ProcessEvents(listeners=True)
+    program = "import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1]); "
+    program += "s = socket.create_server(('::1', 0), family=socket.AF_INET6); print(s.getsockname()[1]); s.listen(5)"
+    try:
+        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            ports = [int(line) for line in child.stdout]
+        listened = [event.port for event in life_of(events, child.pid) if event.kind == Kind.LISTEN]
+        assert listened == ports
+    finally:
+        events.close()
+
+
+def test_a_port_rule_chooses_a_server_when_it_begins_to_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observer_module, "RECHECK_AFTER_S", 1e6)  # no other look comes first
+    monkeypatch.setattr(observer_module, "RECHECK_EVERY_S", 1e6)
+    program = "import socket,sys; s=socket.socket(); s.bind(('127.0.0.1',0)); print(s.getsockname()[1], flush=True); "
+    command = [sys.executable, "-c", program + "sys.stdin.readline(); s.listen(); sys.stdin.readline()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        port = int(server.stdout.readline())
+        finder = LocalFinder("OS_LINUX", "host-1", include=parse_rules("k", [f"port={port}"]))
+        with watched(lambda: ProcessEvents(listeners=True), finder) as host:
+            with subprocess.Popen(["/bin/sleep", "60"]) as later:
+                host.until(lambda process: process.key.pid == later.pid)  # so the first look is over
+                server.stdin.write("listen\n")
+                host.until(lambda process: process.key.pid == server.pid and bool(process.entities))
+                later.kill()
+        server.stdin.write("end\n")
 
 
 def test_a_new_process_reaches_a_client_of_the_feed_while_it_runs(tmp_path: Path) -> None:

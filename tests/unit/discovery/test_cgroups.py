@@ -3,46 +3,122 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import pytest
 
-from rover_plugin.discovery.cgroups import Cgroup, container_name, parse_cgroup, unified_mount
+from rover_plugin.discovery.cgroups import Cgroup, parse_cgroup, unified_mount
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 ID = "0123456789abcdef" * 4
 OTHER = "fedcba9876543210" * 4
+UID = "0a1b2c3d-4e5f-6789-abcd-ef0123456789"
+UID_ = UID.replace("-", "_")
+STATIC = UID.replace("-", "")
 
 
 @pytest.mark.parametrize(
-    ("path", "unit", "generic", "container"),
+    ("path", "unit", "generic", "container", "machine"),
     [
-        ("/", "", False, ""),
-        ("/system.slice/nginx.service", "nginx.service", False, ""),
-        ("/system.slice/system-postgresql.slice/postgresql@15-main.service", "postgresql@15-main.service", False, ""),
-        (r"/system.slice/my\x2dshop.service", "my-shop.service", False, ""),
-        ("/user.slice/user-0.slice/session-3.scope", "session-3.scope", True, ""),
-        ("/user.slice/user-1000.slice/user@1000.service", "user@1000.service", True, ""),
-        ("/user.slice/user-1000.slice/user@1000.service/app.slice/shop.service", "shop.service", False, ""),
-        ("/system.slice/run-u12.service", "run-u12.service", True, ""),
-        ("/init.scope", "init.scope", True, ""),
-        (f"/docker/{ID}", "", False, ID),
-        (f"/system.slice/docker-{ID}.scope", "", False, ID),
-        (f"/docker/{ID}/system.slice/nginx.service", "nginx.service", False, ID),
-        (f"/machine.slice/libpod-{ID}.scope/container", "", False, ID),
-        (f"/machine.slice/libpod-conmon-{ID}.scope", f"libpod-conmon-{ID}.scope", True, ""),
-        (f"/kubepods.slice/kubepods-pod1.slice/cri-containerd-{ID}.scope", "", False, ID),
-        (f"/kubepods/burstable/pod1/{ID}", "", False, ID),
-        (f"/kubepods.slice/crio-{ID}.scope", "", False, ID),
-        (f"/system.slice/containerd.service/kubepods-pod1.slice:cri-containerd:{ID}", "", False, ID),
-        (f"/docker/{ID}/kubelet/kubepods/pod1/{OTHER}", "", False, OTHER),
+        ("/", "", False, "", ""),
+        ("/system.slice/nginx.service", "nginx.service", False, "", ""),
+        (
+            "/system.slice/system-postgresql.slice/postgresql@15-main.service",
+            "postgresql@15-main.service",
+            False,
+            "",
+            "",
+        ),
+        (r"/system.slice/my\x2dshop.service", "my-shop.service", False, "", ""),
+        ("/user.slice/user-0.slice/session-3.scope", "session-3.scope", True, "", ""),
+        ("/user.slice/user-1000.slice/user@1000.service", "user@1000.service", True, "", ""),
+        ("/user.slice/user-1000.slice/user@1000.service/app.slice/shop.service", "shop.service", False, "", ""),
+        ("/system.slice/run-u12.service", "run-u12.service", True, "", ""),
+        ("/init.scope", "init.scope", True, "", ""),
+        # docker, with both drivers, and with systemd in the container
+        (f"/docker/{ID}", "", False, ID, ""),
+        (f"/system.slice/docker-{ID}.scope", "", False, ID, ""),
+        (f"/docker/{ID}/system.slice/nginx.service", "nginx.service", False, ID, ""),
+        (f"/docker/{ID}/docker/{OTHER}", "", False, ID, ""),
+        # podman: system, a user's, split below a unit, and the monitor beside it
+        (f"/machine.slice/libpod-{ID}.scope/container", "", False, ID, ""),
+        (f"/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{ID}.scope/container", "", False, ID, ""),
+        (f"/system.slice/web.service/libpod-payload-{ID}", "", False, ID, ""),
+        (f"/machine.slice/libpod-conmon-{ID}.scope", f"libpod-conmon-{ID}.scope", True, "", ""),
+        (f"/libpod_parent/libpod-{ID}", "", False, ID, ""),
+        # Kubernetes, by driver and runtime
+        (f"/kubepods.slice/kubepods-pod{UID_}.slice/cri-containerd-{ID}.scope", "", False, ID, ""),
+        (f"/kubepods/burstable/pod{UID}/{ID}", "", False, ID, ""),
+        (f"/kubepods/besteffort/pod{STATIC}/{ID}", "", False, ID, ""),
+        (f"/kubepods/pod{UID}/{ID}/docker/{OTHER}", "", False, ID, ""),
+        (f"/kubepods.slice/kubepods-pod{UID_}.slice/crio-{ID}.scope/container", "", False, ID, ""),
+        (
+            f"/kubepods.slice/kubepods-pod{UID_}.slice/crio-conmon-{ID}.scope",
+            f"crio-conmon-{ID}.scope",
+            True,
+            "",
+            "",
+        ),
+        (f"/kubepods/besteffort/pod{UID}/crio-{ID}", "", False, ID, ""),
+        (f"/kubepods.slice/crio-{ID}.scope", "", False, ID, ""),
+        (
+            f"/system.slice/containerd.service/kubepods-besteffort-pod{UID_}.slice:cri-containerd:{ID}",
+            "",
+            False,
+            ID,
+            "",
+        ),
+        (f"/docker/{OTHER}/kubelet/kubepods/pod{UID}/{ID}", "", False, ID, ""),
+        (
+            f"/system.slice/docker-{OTHER}.scope/kubelet.slice/kubelet-pod{UID_}.slice/cri-containerd-{ID}.scope",
+            "",
+            False,
+            ID,
+            "",
+        ),
+        # LXC, Incus, Proxmox VE
+        ("/lxc.payload.web", "", False, "", "web"),
+        ("/lxc.payload.web/system.slice/nginx.service", "nginx.service", False, "", "web"),
+        ("/lxc.payload.web/init.scope", "init.scope", True, "", "web"),
+        ("/lxc.monitor.web", "", False, "", ""),
+        ("/lxc/101/ns/system.slice/nginx.service", "nginx.service", False, "", "101"),
+        ("/lxc", "", False, "", ""),
+        (f"/lxc/101/ns/docker/{ID}", "", False, "", "101"),
+        ("/user.slice/user-1000.slice/user@1000.service/lxc.payload.dev/init.scope", "init.scope", True, "", "dev"),
+        # systemd-nspawn: by its unit and by hand, with and without the supervisor beside it; libvirt
+        (
+            "/machine.slice/systemd-nspawn@db.service/payload/system.slice/nginx.service",
+            "nginx.service",
+            False,
+            "",
+            "db",
+        ),
+        (
+            "/machine.slice/systemd-nspawn@db.service/supervisor",
+            "systemd-nspawn@db.service",
+            False,
+            "",
+            "",
+        ),
+        (r"/machine.slice/machine-db\x2d1.scope/payload/init.scope", "init.scope", True, "", "db-1"),
+        ("/machine.slice/machine-db.scope", "", False, "", "db"),
+        ("/machine.slice/machine-db.scope/supervisor", "machine-db.scope", True, "", ""),
+        (r"/machine.slice/machine-lxc\x2d4711\x2dshop.scope", "", False, "", "shop"),
+        (
+            r"/machine.slice/machine-qemu\x2d1\x2dvm.scope/libvirt/emulator",
+            "machine-qemu-1-vm.scope",
+            True,
+            "",
+            "",
+        ),
     ],
 )
-def test_unit_and_container_come_from_the_path(path: str, unit: str, generic: bool, container: str) -> None:
-    assert parse_cgroup(f"0::{path}\n") == Cgroup(path, unit, generic, container)
+def test_unit_container_and_machine_come_from_the_path(
+    path: str, unit: str, generic: bool, container: str, machine: str
+) -> None:
+    assert parse_cgroup(f"0::{path}\n") == Cgroup(path, unit, generic, container, machine)
 
 
 def test_on_hosts_with_both_hierarchies_systemds_names_the_unit() -> None:
@@ -54,25 +130,11 @@ def test_without_systemd_any_hierarchy_can_name_the_container() -> None:
     assert parse_cgroup(f"4:memory:/docker/{ID}\n3:cpu:/\n").container_id == ID
 
 
-def test_docker_tells_the_name_of_a_container(tmp_path: Path) -> None:
-    config = tmp_path / "var/lib/docker/containers" / ID / "config.v2.json"
-    config.parent.mkdir(parents=True)
-    config.write_text(json.dumps({"Name": "/shop"}))
-    assert container_name(ID, tmp_path) == "shop"
-
-
-def test_podman_tells_the_name_of_a_container(tmp_path: Path) -> None:
-    index = tmp_path / "var/lib/containers/storage/overlay-containers/containers.json"
-    index.parent.mkdir(parents=True)
-    index.write_text(json.dumps([{"id": OTHER, "names": ["x"]}, {"id": ID, "names": ["cart"]}]))
-    assert container_name(ID, tmp_path) == "cart"
-
-
-def test_a_container_nobody_names_is_called_by_the_start_of_its_id(tmp_path: Path) -> None:
-    broken = tmp_path / "var/lib/docker/containers" / ID / "config.v2.json"
-    broken.parent.mkdir(parents=True)
-    broken.write_text("not json")
-    assert container_name(ID, tmp_path) == ID[:12]
+@pytest.mark.parametrize("outside", ["/..", "/../..", "/../../.."])
+def test_from_a_cgroup_namespace_of_our_own_paths_are_taken_from_the_top(outside: str) -> None:
+    path = f"/kubepods/pod{UID}/{ID}"
+    assert parse_cgroup(f"0::{outside}{path}\n").path == path
+    assert parse_cgroup(f"0::{outside}\n").path == "/"
 
 
 def test_the_unified_hierarchy_is_found_among_the_mounts(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rover_plugin.discovery.cgroups import Cgroup
+from rover_plugin.discovery.container_names import Container
 from rover_plugin.discovery.local_finder import LocalFinder
 from rover_plugin.discovery.model import Entity, ProcessKey
 from rover_plugin.discovery.naming import MAX_NAME, bounded, executable_name, program_name, service_name
@@ -60,18 +62,29 @@ CONTAINER = "ab" * 32
 
 
 @pytest.mark.parametrize(
-    ("cgroup", "service"),
+    ("cgroup", "container", "service"),
     [
-        (Cgroup(unit="nginx.service"), "nginx"),
-        (Cgroup(unit="postgresql@15-main.service", container_id=CONTAINER), "postgresql@15-main"),
-        (Cgroup(unit="user@1000.service", generic=True), "shop"),
-        (Cgroup(unit="session-3.scope", generic=True), "shop"),
-        (Cgroup(container_id=CONTAINER), CONTAINER[:12]),
-        (Cgroup(), "shop"),
+        (Cgroup(unit="nginx.service"), None, "nginx"),
+        (Cgroup(unit="postgresql@15-main.service"), Container(CONTAINER, "db"), "db/postgresql@15-main"),
+        (Cgroup(unit="user@1000.service", generic=True), None, "shop"),
+        (Cgroup(unit="session-3.scope", generic=True), None, "shop"),
+        (Cgroup(unit="init.scope", generic=True), Container("web", "web"), "web"),
+        (Cgroup(), Container(CONTAINER), CONTAINER[:12]),
+        (Cgroup(), Container(CONTAINER, "app", "ns", "web-1"), "ns/web-1/app"),
+        (Cgroup(), None, "shop"),
     ],
 )
-def test_the_service_is_the_unit_else_the_container_else_the_program(cgroup: Cgroup, service: str) -> None:
-    assert service_name(facts("/usr/bin/python3", "python3", "shop.py", cgroup=cgroup)) == service
+def test_the_service_is_the_unit_the_container_or_both_else_the_program(
+    cgroup: Cgroup, container: Container | None, service: str
+) -> None:
+    found = facts("/usr/bin/python3", "python3", "shop.py", cgroup=cgroup)
+    assert service_name(replace(found, container=container)) == service
+
+
+def test_the_entity_of_a_pods_process_carries_namespace_pod_and_container() -> None:
+    found = replace(facts("/usr/bin/app"), container=Container(CONTAINER, "app", "ns", "web-1"))
+    (entity,) = LocalFinder("OS_LINUX", "host-1").entities(found)
+    assert (entity.namespace, entity.pod, entity.container) == ("ns", "web-1", "app")
 
 
 @given(st.text(max_size=200), st.text(max_size=200))

@@ -11,12 +11,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import psutil
+import pytest
 
 from rover_plugin.discovery import observer as observer_module
+from rover_plugin.discovery.cgroup_tree import CgroupTree, Hierarchy
+from rover_plugin.discovery.containers import Containers
 from rover_plugin.discovery.local_finder import LocalFinder
 from rover_plugin.discovery.model import Process, ProcessKey
 from rover_plugin.discovery.observer import GRACE_S, RECHECK_AFTER_S, RECHECK_EVERY_S, ProcessObserver
-from rover_plugin.discovery.process_events import Kind, ProcessEvent
+from rover_plugin.discovery.process_events import CgroupEvent, Kind, ProcessEvent
 from rover_plugin.discovery.procfs import read_process
 from rover_plugin.discovery.rules import parse_rules
 from rover_plugin.discovery.table import Added, ProcessTable, Removed, Updated
@@ -24,7 +27,6 @@ from rover_plugin.discovery.table import Added, ProcessTable, Removed, Updated
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import pytest
 
 NOBODY = 2**22 + 1  # above any pid_max, so /proc knows nothing of it
 EVERYTHING = LocalFinder("OS_LINUX", "host-1")
@@ -146,6 +148,17 @@ def test_rules_see_the_arguments_of_a_process_that_has_ended_before_we_looked() 
     assert process.cmdline == ("cart", "--shop=7")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("/bin/sh", "/srv/shop.sh", "x"), ("/usr/bin/perl", "-w", "/srv/shop.sh")],
+)
+def test_a_script_that_has_ended_before_we_looked_is_named_as_one_that_runs(arguments: tuple[str, ...]) -> None:
+    observer, table = observing()
+    observer.apply([event(Kind.EXEC, filename="/srv/shop.sh", arguments=arguments), event(Kind.EXIT)], 0)
+    (process,) = table.snapshot()[1]
+    assert (process.exe, process.entities[0].service) == (arguments[0], "shop")
+
+
 def test_an_exec_without_its_fork_is_a_process_all_the_same() -> None:
     observer, table = observing()
     observer.apply([event(Kind.EXEC, filename="/bin/x")], 0)
@@ -244,3 +257,51 @@ def test_processes_that_end_one_after_the_other_are_forgotten_together() -> None
     assert observer.next_due() == 6 + GRACE_S
     observer.tick(observer.next_due())
     assert len(table) == 0
+
+
+def test_an_ended_process_is_placed_by_the_cgroup_its_event_names_though_that_is_gone_too() -> None:
+    tree = CgroupTree([Hierarchy(0, "/nowhere"), Hierarchy(8, "/nowhere", "pids")])
+    table = ProcessTable()
+    observer = ProcessObserver(table, [EVERYTHING], own_pid=-1, tree=tree, containers=Containers(root="/nowhere"))
+    observer.apply(
+        [
+            CgroupEvent(Kind.CGROUP_MADE, 8, 70, "/lxc.payload.web/system.slice/nginx.service"),
+            event(Kind.FORK),
+            event(Kind.EXEC, filename="/usr/sbin/nginx", cgroup_id=1, cgroup_v1_id=70),
+            event(Kind.EXIT),
+            CgroupEvent(Kind.CGROUP_REMOVED, 8, 70, ""),
+        ],
+        0,
+    )
+    (process,) = table.snapshot()[1]
+    assert [(entity.service, entity.container) for entity in process.entities] == [("web/nginx", "web")]
+
+
+def test_a_listener_is_chosen_by_its_event_without_another_look() -> None:
+    observer, table = observing(LocalFinder("OS_LINUX", "h", include=parse_rules("k", ["port=8080"])))
+    observer.apply([event(Kind.EXEC, filename="/bin/x")], 0)
+    assert listed(table, NOBODY)[0].entities == ()
+    observer.apply([event(Kind.LISTEN, port=8080)], 0.1)
+    assert listed(table, NOBODY)[0].entities != ()
+    observer.apply([event(Kind.FORK, NOBODY + 1, parent=NOBODY)], 0.2)  # a worker inherits the socket
+    assert listed(table, NOBODY + 1)[0].entities != ()
+
+
+def test_a_listener_of_an_unknown_process_or_port_waits_for_the_next_look() -> None:
+    observer, table = observing(LocalFinder("OS_LINUX", "h", include=parse_rules("k", ["port=8080"])))
+    observer.apply([event(Kind.LISTEN, port=8080)], 0)
+    assert len(table) == 0
+    observer.apply([event(Kind.EXEC, filename="/bin/x"), event(Kind.LISTEN, port=0)], 1)
+    assert listed(table, NOBODY)[0].entities == ()
+    assert observer.next_due() == 1 + RECHECK_AFTER_S
+
+
+def test_a_container_without_a_name_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree, containers = CgroupTree([Hierarchy(0, "/nowhere")]), Containers(root="/nowhere")
+    observer = ProcessObserver(ProcessTable(), [EVERYTHING], own_pid=-1, tree=tree, containers=containers)
+    looked_at: list[int] = []
+    observer.apply([CgroupEvent(Kind.CGROUP_MADE, 0, 70, f"/docker/{'a' * 64}"), event(Kind.EXEC, cgroup_id=70)], 1)
+    monkeypatch.setattr(observer_module, "read_process", lambda pid, _proc: looked_at.append(pid))
+    observer.tick(observer.next_due())
+    assert looked_at == [NOBODY]
+    assert observer.next_due() == float("inf")

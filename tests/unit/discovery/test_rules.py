@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rover_plugin.discovery.cgroups import Cgroup
+from rover_plugin.discovery.container_names import Container
 from rover_plugin.discovery.model import ProcessKey
 from rover_plugin.discovery.procfs import ProcessFacts
 from rover_plugin.discovery.rules import parse_rule, parse_rules, parse_service_rules
@@ -22,9 +23,10 @@ FACTS = ProcessFacts(
     exe="/usr/sbin/nginx",
     cmdline=("nginx", "-g", "daemon off;"),
     uid=0,
-    cgroup=Cgroup("/system.slice/nginx.service", "nginx.service", container_id=CONTAINER),
+    cgroup=Cgroup("/system.slice/nginx.service", "nginx.service"),
     ports=frozenset({80, 8443}),
 )
+CONTAINED = replace(FACTS, container=Container(CONTAINER, "cart"))
 
 
 @pytest.mark.parametrize(
@@ -58,17 +60,45 @@ FACTS = ProcessFacts(
         ("unit=nginx", True),
         ("unit=nginx.scope", False),
         ("unit~=^ng", True),
-        (f"container={CONTAINER}", True),
-        (f"container={CONTAINER[:12]}", True),
-        (f"container={CONTAINER[:11]}", False),
-        ("container=ffffffffffff", False),
-        ("container~=^0123", True),
         ("exe=nginx && port=80", True),
         ("exe=nginx && port=81", False),
     ],
 )
 def test_a_rule_chooses_by_what_is_known_of_the_process(rule: str, chosen: bool) -> None:
     assert parse_rule(KEY, rule).matches(FACTS) is chosen
+
+
+@pytest.mark.parametrize(
+    ("rule", "chosen"),
+    [
+        (f"container={CONTAINER}", True),
+        (f"container={CONTAINER[:12]}", True),
+        (f"container={CONTAINER[:11]}", False),
+        ("container=ffffffffffff", False),
+        ("container=cart", True),
+        ("container~=^ca", True),
+        ("unit=nginx", False),
+        ("unit~=^ng", False),
+        ("container=cart && unit=nginx", True),
+        ("container=cart && unit=apache", False),
+    ],
+)
+def test_a_rule_chooses_by_container_and_a_unit_alone_is_the_hosts(rule: str, chosen: bool) -> None:
+    assert parse_rule(KEY, rule).matches(CONTAINED) is chosen
+
+
+@pytest.mark.parametrize(
+    ("container", "rule"),
+    [
+        (Container(CONTAINER), f"container={CONTAINER[:12]}"),
+        (Container(CONTAINER), "container~=^0123"),
+        (Container(CONTAINER, "app", "shop", "web-1"), "container=shop/web-1/app"),
+        (Container(CONTAINER, "app", "shop", "web-1"), "container~=^shop/"),
+        (Container(CONTAINER, "app", "shop", "web-1"), "container=app"),
+    ],
+)
+def test_a_container_goes_by_its_name_its_id_or_its_place_in_the_cluster(container: Container, rule: str) -> None:
+    assert parse_rule(KEY, rule).matches(replace(FACTS, container=container))
 
 
 def test_rules_on_containers_and_units_do_not_choose_a_process_in_none() -> None:

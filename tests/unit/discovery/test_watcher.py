@@ -12,7 +12,16 @@ from structlog.testing import capture_logs
 from rover_plugin.discovery import watcher as watcher_module
 from rover_plugin.discovery.local_finder import LocalFinder
 from rover_plugin.discovery.observer import ProcessObserver
-from rover_plugin.discovery.process_events import FILENAME_SIZE, HEAD, Kind, ProcessEvents, decode_event
+from rover_plugin.discovery.process_events import (
+    CGROUP_HEAD,
+    FILENAME_SIZE,
+    HEAD,
+    CgroupEvent,
+    Kind,
+    ProcessEvents,
+    decode,
+    decode_event,
+)
 from rover_plugin.discovery.table import ProcessTable
 from rover_plugin.discovery.watcher import HostWatcher
 from rover_plugin.errors import CaptureError
@@ -63,11 +72,18 @@ def test_a_watcher_that_never_started_can_be_stopped() -> None:
 
 
 def test_a_record_of_the_kernel_is_decoded_with_its_start_time_in_ticks() -> None:
-    head = HEAD.pack(Kind.EXEC, 42, 7, 1000, 123_456_789_012, 99, 4026531836, 18, 2, b"nginx\0stale bytes"[:16])
+    comm = b"nginx\0stale bytes"[:16]
+    head = HEAD.pack(Kind.EXEC, 42, 7, 1000, 123_456_789_012, 99, 77, 4026531836, 9, 2, 0, comm)
     filename = b"/usr/sbin/ng\xffnx\0stale".ljust(FILENAME_SIZE, b"\0")
-    event = decode_event(head + filename + b"nginx\0-t\0HOME=/rootstale bytes")
+    event = decode_event(head + filename + b"nginx\0-t\0stale bytes")
     assert (event.kind, event.key.pid, event.key.start_time) == (Kind.EXEC, 42, 12345)
     assert (event.parent, event.uid, event.cgroup_id, event.pid_namespace) == (7, 1000, 99, 4026531836)
+    assert (event.cgroup_v1_id, event.port) == (77, 0)
     assert (event.comm, event.filename) == ("nginx", "/usr/sbin/ng\udcffnx")
     assert event.arguments == ("nginx", "-t")
     assert (decode_event(head).filename, decode_event(head).arguments) == ("", ())
+
+
+def test_a_record_about_a_cgroup_is_decoded_to_the_end_of_its_path() -> None:
+    record = CGROUP_HEAD.pack(Kind.CGROUP_MADE, 8, 4711) + b"/docker/a\xffb\0stale bytes"
+    assert decode(record) == CgroupEvent(Kind.CGROUP_MADE, 8, 4711, "/docker/a\udcffb")

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads files that container runtimes and their users write: foreign input, in places a user may have laid out."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rover_plugin.telemetry.counters import Counters
+
+MAX_NAME = 253  # of a pod; a container's is shorter (RFC 1123 labels and subdomains, as Kubernetes takes them)
+MAX_ENTRIES = 1024  # of a directory that is listed
+
+
+class ForeignFiles:
+    """Files below directories the caller trusts to be what they are called; nothing below them is.
+
+    What is absent is no fault. Everything else that keeps a file from being used is counted as
+    `container_files_refused`, with the reason: `symlink`, `irregular`, `too_large`, `unreadable`, `malformed`.
+
+    Args:
+        root: where the host's root directory is seen from here.
+    """
+
+    def __init__(self, root: str, counters: Counters) -> None:
+        self._root = root.rstrip("/")
+        self._counters = counters
+
+    def names(self, directory: str) -> list[str]:
+        """Entries of a directory, the first `MAX_ENTRIES`; none if it cannot be listed."""
+        try:
+            with os.scandir(self._root + directory) as entries:
+                return [entry.name for _, entry in zip(range(MAX_ENTRIES), entries, strict=False)]
+        except OSError:
+            return []
+
+    def version(self, directory: str, below: str) -> tuple[int, int, int] | None:
+        """Changes when the file is written again; `None` if there is none."""
+        try:
+            found = os.lstat(f"{self._root}{directory}/{below}")
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
+
+    def text(self, directory: str, below: str, limit: int) -> str:
+        """The contents of `directory/below`, if they are at most `limit` bytes; else an empty string."""
+        try:
+            return self._read(self._root + directory, below.split("/"), limit).decode(errors="replace")
+        except FileNotFoundError:
+            return ""
+        except _RefusedError as refused:
+            self._refuse(str(refused))
+        except OSError:
+            self._refuse("unreadable")
+        return ""
+
+    def document(self, directory: str, below: str, limit: int) -> object:
+        """The JSON in `directory/below`, see `text`; `None` if there is none or it is none."""
+        text = self.text(directory, below, limit)
+        if not text:
+            return None
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            self._refuse("malformed")
+            return None
+
+    def _refuse(self, reason: str) -> None:
+        self._counters.add("container_files_refused", reason=reason)
+
+    def _read(self, base: str, parts: Sequence[str], limit: int) -> bytes:
+        if any(part in {"", ".", ".."} for part in parts):
+            raise _RefusedError("irregular")
+        opened = [os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
+        try:
+            for part in parts:
+                # With O_PATH nothing is opened that would notice: no device, no FIFO.
+                opened.append(os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=opened[-1]))
+                if stat.S_ISLNK(os.fstat(opened[-1]).st_mode):
+                    raise _RefusedError("symlink")
+            if not stat.S_ISREG(os.fstat(opened[-1]).st_mode):
+                raise _RefusedError("irregular")
+            descriptor = os.open(f"/proc/self/fd/{opened[-1]}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb") as file:
+                content = file.read(limit + 1)
+        finally:
+            for descriptor in opened:
+                os.close(descriptor)
+        if len(content) > limit:
+            raise _RefusedError("too_large")
+        return content
+
+
+class _RefusedError(Exception):
+    """Why a file is not used; it never leaves this module."""
+
+
+def member(document: object, *path: str) -> object:
+    """What stands at `path` in nested JSON objects, `None` where anything on the way is missing or no object."""
+    for key in path:
+        if not isinstance(document, dict):
+            return None
+        document = document.get(key)
+    return document
+
+
+def name_in(document: object, *path: str) -> str:
+    """A name at `path`, made fit to be shown: printable, at most `MAX_NAME` characters; empty if it is no text."""
+    found = member(document, *path)
+    if not isinstance(found, str):
+        return ""
+    return "".join(character if character.isprintable() else "?" for character in found[:MAX_NAME])

@@ -53,6 +53,14 @@ def test_without_privileges(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("proc", [("--mount-proc",), ()])
+def test_in_a_pid_namespace_of_its_own(tmp_path: Path, proc: tuple[str, ...]) -> None:
+    """With a /proc of that namespace, and with the host's, where numbers mean yet other processes."""
+    line = start(tmp_path, before=("unshare", "--pid", "--fork", *proc))
+    assert "pid namespace of its own" in line
+    assert "--pid=host" in line
+
+
 def test_without_bcc(tmp_path: Path) -> None:
     line = start(tmp_path, before=hiding(bcc_folder()))
     assert "apt install python3-bpfcc" in line

@@ -285,12 +285,14 @@ def test_a_port_rule_chooses_a_server_when_it_begins_to_listen(monkeypatch: pyte
         assert server.stdout is not None
         port = int(server.stdout.readline())
         finder = LocalFinder("OS_LINUX", "host-1", include=parse_rules("k", [f"port={port}"]))
-        with watched(lambda: ProcessEvents(listeners=True), finder) as host:
-            with subprocess.Popen(["/bin/sleep", "60"]) as later:
-                host.until(lambda process: process.key.pid == later.pid)  # so the first look is over
-                server.stdin.write("listen\n")
-                host.until(lambda process: process.key.pid == server.pid and bool(process.entities))
-                later.kill()
+        with (
+            watched(lambda: ProcessEvents(listeners=True), finder) as host,
+            subprocess.Popen(["/bin/sleep", "60"]) as later,
+        ):
+            host.until(lambda process: process.key.pid == later.pid)  # so the first look is over
+            server.stdin.write("listen\n")
+            host.until(lambda process: process.key.pid == server.pid and bool(process.entities))
+            later.kill()
         server.stdin.write("end\n")
 
 

@@ -54,6 +54,32 @@ def test_the_kernel_must_have_ring_buffers(kernel_release: Callable[[str], None]
     assert (finding.status, finding.detail) == (status, release)
 
 
+@pytest.mark.parametrize(
+    ("namespace", "own", "reason"),
+    [
+        (True, True, ""),
+        (True, False, "is of another pid namespace"),
+        (False, True, "in a pid namespace of its own"),
+        (None, True, "is of another pid namespace"),
+    ],
+)
+def test_a_pid_namespace_of_our_own_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, namespace: bool | None, own: bool, reason: str
+) -> None:
+    number = os.getpid() if own else os.getpid() + 1
+    (tmp_path / f"{number}/ns").mkdir(parents=True)
+    (tmp_path / f"{number}/ns/pid").touch()
+    if namespace is not None:
+        (tmp_path / "self").symlink_to(str(number))
+    inode = (tmp_path / f"{number}/ns/pid").stat().st_ino
+    monkeypatch.setattr(privileges, "_INITIAL_PID_NAMESPACE", inode if namespace else inode + 1)
+    monkeypatch.setattr(check, "foreign_pid_namespace", lambda: privileges.foreign_pid_namespace(tmp_path))
+    (finding,) = check.pid_namespace(CONSOLE)
+    assert finding.status is (Status.FAIL if reason else Status.OK)
+    assert reason in finding.detail
+    assert ("hostPID" in finding.hint) == bool(reason)
+
+
 def test_missing_btf_fails_with_what_to_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "_BTF", tmp_path / "vmlinux")
     (finding,) = check.btf(CONSOLE)

@@ -143,9 +143,7 @@ class ProcessEvents:
             defines["WATCH_LISTENERS"] = 1
         else:
             without.add("inet_sock_set_state")
-        self._program: LoadedProgram = load(
-            "process_events.c", defines, without=without, cancellation=cancellation
-        )
+        self._program: LoadedProgram = load("process_events.c", defines, without=without, cancellation=cancellation)
         self._ring = RingReader(self._program.maps["events"])
         self._lost = Map(self._program.maps["lost"])
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)

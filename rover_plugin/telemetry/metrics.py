@@ -123,6 +123,8 @@ METRICS: Final = (
     _counter("rover_processes_not_watched", "Processes the kernel side had no room for.", "reason"),
     _gauge("rover_discovered_processes", "Processes in the table of process_discovery."),
     _counter("rover_process_events_lost", "Process events lost; each time all of /proc is read again."),
+    _counter("rover_cgroup_paths_forgotten", "Cgroups whose path was forgotten early, for want of room."),
+    _counter("rover_container_files_refused", "Files of container runtimes that could not be used.", "reason"),
     _counter("rover_process_reports_failed", "Calls that report processes and failed.", "code"),
     _counter("rover_process_reports_unanswered", "Processes reported that the backend gave no id."),
     _counter("rover_process_ids_unexpected", "Ids from the backend for processes that were not reported."),

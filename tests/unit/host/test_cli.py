@@ -149,3 +149,17 @@ def test_nothing_active_exits_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert result.exit_code == 2
     assert result.stderr.startswith("rover-host: no module is active: gamma")
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("process_discovery.local.include=nonsense", "process_discovery.local.include"),
+        ("process_discovery.local.layer=NO_SUCH_LAYER", "process_discovery.local.layer"),
+        ("access_log.protocol_analyze.parallels=12", "more than 8"),
+    ],
+)
+def test_config_refuses_what_a_start_would_refuse(setting: str, words: str) -> None:
+    result = rover_host("config", "--set", setting)
+    assert result.exit_code == 2
+    assert words in result.stderr

@@ -12,6 +12,8 @@ from rover_plugin.settings.toml_lines import read_assignments
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import pytest
+
 TEXT = '''\
 # above
 
@@ -52,6 +54,48 @@ def test_line_ends_of_windows_count_once(tmp_path: Path) -> None:
     file = tmp_path / "x.toml"
     file.write_bytes(b"a = 1\r\n\r\nb = 2\r\n")
     assert [item.line for item in read_assignments(file)] == [1, 3]
+
+
+def test_an_array_of_many_lines_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = "".join(f'  "cmdline~=[{number}]", # and "]"\n' for number in range(2000))
+    file = tmp_path / "x.toml"
+    file.write_text(f"a = [\n{rules}]\nb = 1\n")
+    calls: list[int] = []
+    loads = tomllib.loads
+    monkeypatch.setattr(tomllib, "loads", lambda text: calls.append(len(text)) or loads(text))
+    first, second = read_assignments(file)
+    assert (len(first.value), second.line) == (2000, 2003)
+    assert sum(calls) <= 2 * file.stat().st_size
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                'k = """[ # " \' {\n\\\\} ""x"""',
+                "k = '''[\n' ''x''''",
+                "k = '[# not a comment'",
+                'k = "\\"[#{" # a [ comment "',
+                '"k # [" = [ "]", \n # } \n { a = "}" }, [\n1\n] ]',
+                "k = { a = [ 1, 2 ], b = 'x' }",
+                "# just [ a comment",
+                "",
+                "k = 1",
+            ]
+        ),
+        max_size=6,
+    )
+)
+def test_brackets_and_quotes_within_strings_and_comments_end_nothing(
+    tmp_path_factory: Any, statements: list[str]
+) -> None:
+    lines = [f"[t{number}]\n{statement}" for number, statement in enumerate(statements)]
+    file = tmp_path_factory.mktemp("toml") / "x.toml"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    assert _merged(file) == tomllib.loads(file.read_text(encoding="utf-8"))
+    where = file.read_text(encoding="utf-8").split("\n")
+    for item in read_assignments(file):
+        assert where[item.line - 1].startswith(("[t", "k", '"k'))
 
 
 def _merged(file: Path) -> dict[str, Any]:

@@ -172,6 +172,8 @@ class Conversation:
             Direction(direction), data, unseen + sum(len(part.data) + part.unseen for part in parts)
         )
         if verdict is None:
+            if unseen or parts:  # what comes next may be in the middle of it
+                self._late_join = True
             self._wait((direction, call, data, unseen, parts))
             return
         begun = [self._detector.begun(Direction.INGRESS), self._detector.begun(Direction.EGRESS)]

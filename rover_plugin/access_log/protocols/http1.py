@@ -138,12 +138,12 @@ class Http1Analyzer:
         """See `Analyzer.receive`."""
         if side:
             half = self._response
-            self._pairing.latest_response = call
+            previous, self._pairing.latest_response = self._pairing.latest_response, call
             if half.state == _START and not unseen and not parts and self._whole_response(call, data):
                 return
         else:
             half = self._request
-            self._pairing.latest_request = call
+            previous, self._pairing.latest_request = self._pairing.latest_request, call
             if half.state == _START and not unseen and not parts and self._whole_request(call, data):
                 return
         self._fresh = True
@@ -151,7 +151,7 @@ class Http1Analyzer:
         for part in parts:
             self._unseen += len(part.data) + part.unseen
         if half.state >= _LENGTH:
-            self._own_continued(half, call, data)
+            self._own_continued(half, call, previous, data)
         elif half.state == _HEAD:
             half.calls.append(call)
             self._fresh = False
@@ -324,11 +324,11 @@ class Http1Analyzer:
 
     # Calls
 
-    def _own_continued(self, half: _Half, call: Call, data: bytes) -> None:
+    def _own_continued(self, half: _Half, call: Call, previous: Call | None, data: bytes) -> None:
         """Gives a call to the message that it goes on with; a lost side may find its thread again here."""
         exchange = half.exchange
         if half.state == _LOST:
-            if resumes_message(data, response=half.side is Side.RESPONSE) or self._is_reply(half, call, data):
+            if self._resumes(half, call, previous, data):
                 if exchange is not None:
                     self._end(half)
                 half.state = _START
@@ -346,14 +346,20 @@ class Http1Analyzer:
         if exchange is not None:
             self._own(exchange, call)
 
-    def _is_reply(self, half: _Half, call: Call, data: bytes) -> bool:
-        """Whether a response's bytes begin, by their position, the one looked for, if only with a part of it."""
-        return (
-            half.side is Side.RESPONSE
-            and data != b""
-            and may_begin_message(data, response=True)
-            and self._pairing.begins_reply(call, self._stream_position(call, data, 0))
-        )
+    def _resumes(self, half: _Half, call: Call, previous: Call | None, data: bytes) -> bool:
+        """Whether a lost side's bytes begin a message.
+
+        They are the one before, going on, where the other side has not moved since, unless the client does not wait:
+        content may look like anything. And by its position the response looked for is known by its first bytes.
+        """
+        if not resumes_message(data, response=half.side is Side.RESPONSE):
+            return (
+                half.side is Side.RESPONSE
+                and data != b""
+                and may_begin_message(data, response=True)
+                and self._pairing.begins_reply(call, self._stream_position(call, data, 0))
+            )
+        return previous is None or call.opposite < 0 or call.opposite != previous.opposite or self._pairing.pipelines
 
     def _own(self, exchange: Exchange, call: Call) -> None:
         self._fresh = False
@@ -927,10 +933,11 @@ def _begins_response(data: bytes, position: int) -> bool:
 
 
 def _framed(half: _Half) -> bool:
-    """Whether a message's framing is certain: that of a response depends on its request (RFC 9112 §6.3)."""
+    """Whether a message's framing is certain: a response to HEAD says what it does not have (RFC 9112 §6.3)."""
     if not half.side or half.method is not None:
         return True
-    return half.exchange is not None and half.exchange.method is not None
+    exchange = half.exchange
+    return exchange is not None and (exchange.method is not None or exchange.response_body_bytes > 0)
 
 
 def _add_content(half: _Half, size: int) -> None:

@@ -54,6 +54,7 @@ _CUT_LINE = re.compile(rb"[A-Z]+ (?:/|https?://)[^\x00-\x20\x7f]*(?: [HTP/1.01]*
 _LONG_TARGET = 256
 _STATUS_LINE_START = re.compile(rb"HTTP/1\.[0-9][ \t]+[1-9][0-9]{2}(?:[ \t\r\n]|\Z)")
 _REQUEST_LINE_BEGINNING = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}(?:\Z|[ \t])")
+_FIELD_BEGINNING = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?:[ \t]*:|\Z)|\r?(?:\n|\Z)")
 _STATUS_LINE_PREFIX = b"HTTP/1."
 _RARE_FIELD = re.compile(rb"\n(transfer-encoding|%b)[ \t]*:" % b"|".join(trace_context.HEADER_NAMES)).search
 _MAX_LENGTH_DIGITS = 18
@@ -88,14 +89,22 @@ def begins_message(data: bytes, *, response: bool) -> bool:
 def resumes_message(data: bytes, *, response: bool) -> bool:
     """Whether a call's bytes begin with a start line beyond doubt: the place to pick up a lost thread.
 
-    Stricter than `begins_message`: only well-known methods, because a call may begin in the middle of one. A request
-    line may be cut by the call's end; the parser looks at it again when it is whole.
+    Stricter than `begins_message`, because a call may begin in the middle of a message: only well-known methods, and
+    what follows must be a field line or an empty one. A request line may be cut by the call's end; the parser looks at
+    it again when it is whole.
     """
     if response:
-        return _STATUS_LINE_START.match(data) is not None
-    if _KNOWN_METHOD.match(data) is None:
+        line = _STATUS_LINE_START.match(data)
+    elif _KNOWN_METHOD.match(data) is None:
         return False
-    return _REQUEST_LINE.match(data) is not None or _CUT_LINE.match(data) is not None
+    else:
+        line = _REQUEST_LINE.match(data)
+        if line is None:
+            return _CUT_LINE.match(data) is not None
+    if line is None:
+        return False
+    end = data.find(b"\n", max(line.end() - 1, 0))
+    return end < 0 or _FIELD_BEGINNING.match(data, end + 1) is not None
 
 
 def may_resume_message(data: bytes) -> bool:

@@ -47,6 +47,7 @@ class Pairing:
         errors: counts by reason.
         queue: requests not answered yet, the oldest first, whose responses will be counted off.
         doubt: the label of what cannot be paired, or `None` while pairing is certain.
+        pipelines: whether the client was seen not to wait for a response before it asks again.
         latest_request, latest_response: the latest calls that carried bytes of requests and of responses.
     """
 
@@ -62,7 +63,6 @@ class Pairing:
         "_latest",
         "_moved",
         "_open_request",
-        "_pipelines",
         "_reply",
         "_reply_done",
         "doubt",
@@ -71,6 +71,7 @@ class Pairing:
         "latest_request",
         "latest_response",
         "loose",
+        "pipelines",
         "queue",
     )
 
@@ -95,7 +96,7 @@ class Pairing:
         self._in_step = False  # interim responses to it were seen, and no byte lost since
         self._reply: Exchange | None = None  # the response at its position
         self._reply_done = False
-        self._pipelines = False  # the client was seen not to wait
+        self.pipelines = False
         self._latest: Exchange | None = None  # the latest request in doubt
         self._last_request_ns: int | None = None  # when it began; None if others may have since
 
@@ -154,10 +155,10 @@ class Pairing:
                 self.doubt = None
                 return
         before = self.queue[-1] if self.queue else self._latest
-        self._pipelines = self._pipelines or (before is not None and _together(before, exchange))
+        self.pipelines = self.pipelines or (before is not None and _together(before, exchange))
         self._latest = exchange
         self._part()
-        if self._pipelines and not idle:
+        if self.pipelines and not idle:
             self._release(exchange, doubt)
         else:
             self._candidate = exchange
@@ -195,8 +196,12 @@ class Pairing:
         return None
 
     def answered(self, request: Exchange) -> bool:
-        """Whether the final response to this request has begun."""
-        return request.status is not None or (request is self._candidate and self._reply is not None)
+        """Whether the final response to the latest request may have begun: it is not known to be still to come."""
+        if request.status is not None:
+            return True
+        if self.queue and request is self.queue[-1]:
+            return False
+        return request is not self._candidate or self._reply is not None
 
     def owed(self) -> bool:
         """Whether the next response certainly answers a request that is known already."""
@@ -220,7 +225,7 @@ class Pairing:
             return self._unasked_response(call), None
         queue.popleft()
         if queue and _together(exchange, queue[0]):
-            self._pipelines = True
+            self.pipelines = True
         if self._abandoned:
             self._abandoned -= 1
             self._discard = exchange
@@ -247,7 +252,7 @@ class Pairing:
             self._reply = response
             return response, candidate.method
         if reply is not None and reply.calls and reply.calls[0].opposite == call.opposite:
-            self._pipelines = True  # two responses, and not a byte of a request between
+            self.pipelines = True  # two responses, and not a byte of a request between
         self._part()
         return response, None
 
@@ -356,8 +361,8 @@ class Pairing:
         self.queue.clear()
         self._abandoned = 0
         for number, exchange in enumerate(waiting):
-            self._pipelines = self._pipelines or (number > 0 and _together(waiting[number - 1], exchange))
-        if waiting and self._candidate is None and not self._pipelines:
+            self.pipelines = self.pipelines or (number > 0 and _together(waiting[number - 1], exchange))
+        if waiting and self._candidate is None and not self.pipelines:
             self._candidate = waiting.pop()
             self._moved = None
         for exchange in waiting:
@@ -377,7 +382,7 @@ class Pairing:
         candidate, reply = self._candidate, self._reply
         if candidate is None or reply is None:
             return False
-        if reply.completeness is not _COMPLETE and (self._pipelines or candidate.completeness is not _COMPLETE):
+        if reply.completeness is not _COMPLETE and (self.pipelines or candidate.completeness is not _COMPLETE):
             return False  # in what was not seen of them, others may hide
         _join(candidate, reply, into=candidate)
         self.exchanges.append(candidate)

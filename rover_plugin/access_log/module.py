@@ -60,6 +60,7 @@ class AccessLogModule:
         self._hub: Hub | None = None
         self._feed: FeedClient | None = None
         self._telemetry: AccessLogTelemetry | None = None
+        self._unread: set[str] = set()
 
     def active(self, settings: Settings) -> bool:
         """`access_log.active`."""
@@ -78,7 +79,7 @@ class AccessLogModule:
         settings = context.settings
         began = time.monotonic()
         names = () if self._silent else settings.items("access_log.outputs")
-        self._outputs = [_make_output(name, context) for name in names]
+        self._outputs = [self._make_output(name, context) for name in names]
         encodings = tuple(dict.fromkeys(output.encoding for output in self._outputs))
         recorder = self._recorder
         least_ring_bytes = _LEAST_RING_BYTES_RECORDING if recorder is not None else 0
@@ -168,12 +169,35 @@ class AccessLogModule:
         if self._feed is not None:
             self._feed.close()
         for output in self._outputs:
-            output.close(_OUTPUT_CLOSE_S)
+            try:
+                output.close(_OUTPUT_CLOSE_S)
+            except Exception:  # its trouble is its own
+                log.exception("output_failed", output=output.name)
         self._say_totals(finished=finished)
         if self._capture is not None:
             if self._recorder is not None:
                 self._recorder.close(self._recording_counts(self._capture))
             self._capture.close()
+
+    def _make_output(self, name: str, context: Context) -> Output:
+        output: ConsoleOutput | JsonLinesOutput
+        if name == "console":
+            output = ConsoleOutput(context.counters, on_gone=lambda: self._reader_left(name))
+        elif name == "jsonl":
+            path = context.settings.text("access_log.jsonl.path")
+            output = JsonLinesOutput(path, context.counters, lambda: self._reader_left(name))
+        else:
+            return _make_skywalking_output(context)
+        context.telemetry.check(f"output {name}", output.trouble)
+        return output
+
+    def _reader_left(self, name: str) -> None:
+        """Nobody will ever read an output again; without any other, nor a recording, there is no use in going on."""
+        self._unread.add(name)
+        alone = self._recorder is None and all(output.name in self._unread for output in self._outputs)
+        log.warning("output_reader_left", output=name, stopping=alone)
+        if alone and self._context is not None:
+            self._context.stop()
 
     def _say_totals(self, *, finished: bool) -> None:
         """One line at the end: what was read, and what became of it, by output, unit and reason."""
@@ -236,11 +260,7 @@ def _worker_options(settings: Settings, shard: int, encodings: tuple[str, ...], 
     )
 
 
-def _make_output(name: str, context: Context) -> Output:
-    if name == "console":
-        return ConsoleOutput(context.counters)
-    if name == "jsonl":
-        return JsonLinesOutput(context.settings.text("access_log.jsonl.path"), context.counters)
+def _make_skywalking_output(context: Context) -> Output:
     # Only this output brings grpc, protobuf and h2 along.
     from rover_plugin.access_log.outputs.skywalking import SkyWalkingOutput  # noqa: PLC0415 see above
     from rover_plugin.backend.module import CoreModule  # noqa: PLC0415 see above

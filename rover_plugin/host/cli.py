@@ -10,6 +10,7 @@ import importlib
 import logging
 import os
 import pkgutil
+import threading
 import traceback
 from typing import Any
 
@@ -20,11 +21,13 @@ from rover_plugin import __version__
 from rover_plugin.errors import RoverError
 from rover_plugin.host import commands
 from rover_plugin.host.lifecycle import Stop, run
+from rover_plugin.host.logs import say, say_lines
 from rover_plugin.host.options import load_settings, settings_options
 from rover_plugin.host.privileges import give_up_privileges
 from rover_plugin.host.registry import plan, registered
 from rover_plugin.host.signals import stop_on_signals
 from rover_plugin.host.stop_signals import release
+from rover_plugin.outlet import open_standard_descriptors
 
 log = structlog.get_logger()
 
@@ -50,8 +53,8 @@ class HostGroup(click.Group):
             return super().invoke(ctx)
         except RoverError as error:
             if structlog.is_configured() and log.is_enabled_for(logging.DEBUG):
-                traceback.print_exception(error)
-            click.echo(f"rover-host: {error}", err=True)
+                say_lines("".join(traceback.format_exception(error)))
+            say(f"rover-host: {error}")
             ctx.exit(error.exit_code)
 
 
@@ -98,4 +101,12 @@ def main() -> None:
     """The command line, of this process."""
     # grpcio writes lines of its own to standard error, past the log; what matters comes as an exception.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    open_standard_descriptors()
+    threading.excepthook = _log_thread_failure
     cli(prog_name="rover-host")
+
+
+def _log_thread_failure(failure: threading.ExceptHookArgs) -> None:
+    # Python's own writes to standard error, and waits for whoever reads it.
+    name = failure.thread.name if failure.thread is not None else "?"
+    log.error("thread_failed", thread=name, exc_info=failure.exc_value)

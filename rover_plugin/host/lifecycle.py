@@ -107,7 +107,15 @@ def _start(
 ) -> bool:
     """Starts and notifies `modules`, adding each to `started`; returns whether it came to the end before `stop`."""
     by_name: dict[str, Module] = {}
-    context = Context(settings, telemetry.counters, MappingProxyType(by_name), stop.fail, telemetry, stop.starting)
+    context = Context(
+        settings,
+        telemetry.counters,
+        MappingProxyType(by_name),
+        stop.fail,
+        telemetry,
+        stop.starting,
+        stop.request,
+    )
     for module in modules:
         if stop.requested():
             return False

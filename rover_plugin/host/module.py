@@ -27,6 +27,7 @@ class Context:
         fail: call it from any thread to stop the whole host with an error, as if a start had failed.
         telemetry: where modules register gauges and health checks.
         starting: cancelled when the host is to stop; to be given to whatever a start waits for.
+        stop: call it from any thread to stop the whole host as a signal would.
     """
 
     settings: Settings
@@ -35,6 +36,7 @@ class Context:
     fail: Callable[[BaseException], None] = lambda _: None
     telemetry: Telemetry = field(default_factory=Telemetry)
     starting: Cancellation = field(default_factory=Cancellation)
+    stop: Callable[[], None] = lambda: None
 
 
 class Module(Protocol):

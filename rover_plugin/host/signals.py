@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from rover_plugin.host.logs import say
 from rover_plugin.host.stop_signals import STOP_SIGNALS
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ log = structlog.get_logger()
 
 FORCED_EXIT = 128  # plus the signal's number, as shells report it
 # make sends its SIGTERM on to its children, who have had it already if it went to the whole process group.
-_ONE_REQUEST_S = 0.5
+_ONE_REQUEST_S = 1.0
 
 _installed = False
 
@@ -37,7 +38,7 @@ _installed = False
 def stop_on_signals(stop: Stop) -> Iterator[None]:
     """Within this context the first signal calls `stop.request()`, the second ends the process with 128 + its number.
 
-    The same signal again within half a second is one with the first. Signals that were held (`stop_signals.hold`) come
+    The same signal again within a second is one with the first. Signals that were held (`stop_signals.hold`) come
     now, and are held again afterwards.
 
     To be entered in the main thread. Forked children get the default for SIGTERM and ignore the others, which a
@@ -77,11 +78,11 @@ def _listen(receiver: socket.socket, stop: Stop) -> None:
             if number == first and time.monotonic() - first_s < _ONE_REQUEST_S:
                 continue
             if first:
-                os.write(2, b"rover-host: second signal, exit without flushing\n")
+                say("rover-host: second signal, exit without flushing")
                 os._exit(FORCED_EXIT + number)
             first, first_s = number, time.monotonic()
-            log.info("signal_received", signal=signal.Signals(number).name)
             stop.request()
+            log.info("signal_received", signal=signal.Signals(number).name)
 
 
 def _in_child() -> None:

@@ -2,7 +2,7 @@
 """Modules that only say what happens to them, for tests of the host.
 
 In a test's own process they append to a list. As entry points of a made-up distribution (`install`) they print to
-standard output, and the variable FAKE says what goes wrong, such as `beta.start=error`.
+standard output, and the variable FAKE says what goes wrong, such as `beta.start=error`; `quiet` has them say nothing.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ class FakeModule:
 
 class _Printing(FakeModule):
     def _happens(self, event: str) -> None:
+        if os.environ.get("FAKE") == "quiet":
+            return
         print(self.name, event, flush=True)
         module, _, rest = os.environ.get("FAKE", "").partition(".")
         when, _, what = rest.partition("=")

@@ -123,8 +123,8 @@ def test_whatever_a_fragment_holds_the_hub_goes_on_and_every_log_is_accounted_fo
     for output in outputs:
         output.close(1)
         stands = output.standing()
-        kernel = stands.exported.kernel + sum(both.kernel for both in stands.lost.values())
-        protocol = stands.exported.protocol + sum(both.protocol for both in stands.lost.values())
+        ends = [stands.exported, *stands.lost.values(), *stands.filtered.values()]
+        kernel, protocol = sum(both.kernel for both in ends), sum(both.protocol for both in ends)
         assert (kernel, protocol) == (len(fragments), sum(logs for _, logs in fragments))
 
 

@@ -12,16 +12,24 @@ import json
 import sys
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from rover_plugin.access_log.outputs.lines import opening, printable
-from rover_plugin.telemetry.ledger import Logs, standing
+from rover_plugin.access_log.outputs.line_writer import LineWriter
+from rover_plugin.access_log.outputs.lines import opening
+from rover_plugin.access_log.outputs.targets import StreamTarget
+from rover_plugin.outlet import coloured
+from rover_plugin.text import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rover_plugin.access_log.model import ResolvedConnection
     from rover_plugin.telemetry.counters import Counters
     from rover_plugin.telemetry.ledger import Standing
 
 _COLOURS: Final = {"dim": "2", "bold": "1", "green": "32", "yellow": "33", "red": "31", "cyan": "36"}
 _STATUS_COLOURS: Final = {1: "cyan", 2: "green", 3: "cyan", 4: "yellow", 5: "red"}
+# What this output itself writes beyond ASCII, and instead of it where standard output cannot take that.
+_SIGNS: Final = "→←µ"
+_PLAIN_SIGNS: Final = str.maketrans({"→": "->", "←": "<-", "µ": "u"})
 _HEADER: Final = (
     f"{'TIME':<12}  {'SERVICE[PID]':<24} {'ROLE':<6} {'METHOD':<7} {'PATH':<32} {'STATUS':>6} {'DURATION':>10} "
     f"{'REQUEST':>9} {'RESPONSE':>9}  LOCAL - REMOTE"
@@ -29,17 +37,29 @@ _HEADER: Final = (
 
 
 class ConsoleOutput:
-    """Prints exchanges to standard output; calls that belong to no exchange are not shown."""
+    """Prints exchanges to standard output; calls that belong to no exchange are not shown.
+
+    Args:
+        stream: instead of standard output.
+        on_gone, patient: see `LineWriter`.
+    """
 
     name = "console"
     encoding = "json"
 
-    def __init__(self, counters: Counters, stream: IO[str] | None = None) -> None:
-        self._counters = counters
-        self._stream = stream if stream is not None else sys.stdout
-        self._colour = self._stream.isatty()
-        self._lines: list[str] = []
-        self._logs = {"kernel": 0, "protocol": 0}
+    def __init__(
+        self,
+        counters: Counters,
+        stream: IO[str] | None = None,
+        on_gone: Callable[[], None] = lambda: None,
+        *,
+        patient: bool = False,
+    ) -> None:
+        stream = stream if stream is not None else sys.stdout
+        self._colour = coloured(stream)
+        self._charset = getattr(stream, "encoding", None) or "utf-8"
+        self._plain = not _can_show(_SIGNS, self._charset)
+        self._writer = LineWriter(self.name, StreamTarget(stream), counters, on_gone, patient=patient)
         self._headed = False
 
     def connection_prefix(self, connection: ResolvedConnection) -> bytes:
@@ -48,38 +68,35 @@ class ConsoleOutput:
 
     def write(self, message: bytes, kernel_logs: int, protocol_logs: int) -> None:
         """Takes one message; shows it if it is an exchange."""
-        if protocol_logs:
-            self._lines.append(self._line(json.loads(message)))
-        self._logs["kernel"] += kernel_logs
-        self._logs["protocol"] += protocol_logs
+        if not protocol_logs:
+            self._writer.leave_out(kernel_logs, "not_shown")
+            return
+        line = self._encode(self._line(json.loads(message)))
+        if not self._headed:
+            self._headed = True
+            line = self._encode(self._cell("dim", _HEADER)) + line
+        self._writer.put(line, kernel_logs, protocol_logs)
 
     def standing(self) -> Standing:
         """What is not written yet is held."""
-        return standing(self._counters, self.name, Logs(self._logs["kernel"], self._logs["protocol"]))
+        return self._writer.standing()
+
+    def trouble(self) -> str:
+        """Why nothing can be written, or an empty string."""
+        return self._writer.trouble()
 
     def tick(self) -> None:
-        """Prints what has come."""
-        for unit, count in self._logs.items():
-            if count:
-                self._counters.add("logs_exported", count, output="console", unit=unit)
-                self._logs[unit] = 0
-        if not self._lines:
-            return
-        if not self._headed:
-            self._headed = True
-            self._lines.insert(0, self._paint("dim", _HEADER))
-        text = "\n".join(self._lines) + "\n"
-        self._lines = []
-        try:
-            self._stream.write(text)
-            self._stream.flush()
-        except BrokenPipeError:
-            # Nobody reads any more; the agent is ended by its owner, not by its reader.
-            self._stream = open("/dev/null", "w", encoding="utf-8")  # noqa: SIM115, PTH123 lives as long as we do
+        """Prints what has come, as far as the terminal takes it."""
+        self._writer.flush()
 
-    def close(self, deadline_s: float) -> None:  # noqa: ARG002 a terminal needs no deadline
-        """Prints the rest."""
-        self.tick()
+    def close(self, deadline_s: float) -> None:
+        """Prints the rest within the deadline."""
+        self._writer.close(deadline_s)
+
+    def _encode(self, line: str) -> bytes:
+        if self._plain:
+            line = line.translate(_PLAIN_SIGNS)
+        return f"{line}\n".encode(self._charset, "backslashreplace")
 
     def _line(self, item: dict[str, Any]) -> str:
         status = item["status"]
@@ -89,32 +106,42 @@ class ConsoleOutput:
         status_colour = "red" if failed else _STATUS_COLOURS.get((status or 0) // 100, "dim")
         arrow = {"client": "→", "server": "←"}.get(item["role"], "-")
         label = item["completeness"]
-        parts = [
-            self._paint("dim", f"{item['time'][11:23]:<12} "),
-            self._paint("bold", f"{_name(item['local']):<24}"),
-            f"{item['role']:<6}",
-            f"{item['method'] or '?':<7}",
-            f"{printable(item['path'] or '?'):<32}",
-            self._paint(status_colour, f"{shown_status:>6}"),
-            f"{_duration(item['end_ns'] - item['start_ns']):>10}",
-            f"{_size(item['request_header_bytes'] + item['request_body_bytes']):>9}",
-            f"{_size(item['response_header_bytes'] + item['response_body_bytes']):>9} ",
-            f"{_address(item['local'])} {arrow} {_address(item['remote'])}",
+        cells = [
+            ("dim", f"{item['time'][11:23]:<12} "),
+            ("bold", f"{_name(item['local']):<24}"),
+            ("", f"{item['role']:<6}"),
+            ("", f"{item['method'] or '?':<7}"),
+            ("", f"{item['path'] or '?':<32}"),
+            (status_colour, f"{shown_status:>6}"),
+            ("", f"{_duration(item['end_ns'] - item['start_ns']):>10}"),
+            ("", f"{_size(item['request_header_bytes'] + item['request_body_bytes']):>9}"),
+            ("", f"{_size(item['response_header_bytes'] + item['response_body_bytes']):>9} "),
+            ("", f"{_address(item['local'])} {arrow} {_address(item['remote'])}"),
         ]
         if "service" in item["remote"]:
-            parts.append(_name(item["remote"]))
+            cells.append(("", _name(item["remote"])))
         if "stream" in item:
-            parts.append(self._paint("dim", f"h2#{item['stream']}"))
+            cells.append(("dim", f"h2#{item['stream']}"))
         if failed:
-            message = f": {printable(item['grpc_message'])}" if item["grpc_message"] else ""
-            parts.append(self._paint("red", item["grpc_status_name"] + message))
+            message = f": {item['grpc_message']}" if item["grpc_message"] else ""
+            cells.append(("red", item["grpc_status_name"] + message))
         if label != "complete":
             ended_by = f" ({item['ended_by']})" if "ended_by" in item else ""
-            parts.append(self._paint("yellow", label + ended_by))
-        return " ".join(parts)
+            cells.append(("yellow", label + ended_by))
+        return " ".join([self._cell(*cell) for cell in cells])
 
-    def _paint(self, colour: str, text: str) -> str:
-        return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m" if self._colour else text
+    def _cell(self, colour: str, text: str) -> str:
+        """The one place where text gets into a line; nothing in it steers the terminal, but the colour."""
+        text = printable(text)
+        return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m" if colour and self._colour else text
+
+
+def _can_show(text: str, charset: str) -> bool:
+    try:
+        text.encode(charset)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _name(end: dict[str, Any]) -> str:

@@ -3,26 +3,19 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-import structlog
-
+from rover_plugin.access_log.outputs.line_writer import LineWriter
 from rover_plugin.access_log.outputs.lines import opening
-from rover_plugin.errors import RoverError
-from rover_plugin.telemetry.ledger import Logs, standing
+from rover_plugin.access_log.outputs.targets import FileTarget, StreamTarget, is_standard_output
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rover_plugin.access_log.model import ResolvedConnection
     from rover_plugin.telemetry.counters import Counters
     from rover_plugin.telemetry.ledger import Standing
-
-log = structlog.get_logger(__name__)
-
-_BUFFER_BYTES: Final = 1 << 18
-_LOG_PERIOD_S: Final = 10.0
 
 
 class JsonLinesOutput:
@@ -30,6 +23,7 @@ class JsonLinesOutput:
 
     Args:
         path: file to append to, or "-" for standard output.
+        on_gone, patient: see `LineWriter`.
 
     Raises:
         RoverError: the file cannot be opened.
@@ -38,70 +32,33 @@ class JsonLinesOutput:
     name = "jsonl"
     encoding = "json"
 
-    def __init__(self, path: str, counters: Counters) -> None:
-        self._counters = counters
-        if path == "-":
-            self._descriptor = os.dup(sys.stdout.fileno())
-        else:
-            try:
-                self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            except OSError as error:
-                raise RoverError(
-                    f"cannot write access logs to {path}: {error.strerror}",
-                    hint="set access_log.jsonl.path to a file in a writable directory, or to - for standard output",
-                    path=path,
-                ) from error
-        self._parts: list[bytes] = []
-        self._size = 0
-        self._kernel_logs = 0
-        self._protocol_logs = 0
-        self._complained_at = float("-inf")
+    def __init__(
+        self, path: str, counters: Counters, on_gone: Callable[[], None] = lambda: None, *, patient: bool = False
+    ) -> None:
+        target = StreamTarget(sys.stdout) if is_standard_output(path) else FileTarget(path)
+        self._writer = LineWriter(self.name, target, counters, on_gone, patient=patient)
+        self._put = self._writer.put
 
     def connection_prefix(self, connection: ResolvedConnection) -> bytes:
         """The beginning of the object."""
         return opening(connection)
 
     def write(self, message: bytes, kernel_logs: int, protocol_logs: int) -> None:
-        """Buffers one line."""
-        self._parts.append(message)
-        self._size += len(message) + 1
-        self._kernel_logs += kernel_logs
-        self._protocol_logs += protocol_logs
-        if self._size >= _BUFFER_BYTES:
-            self.tick()
+        """Takes one line."""
+        self._put(message + b"\n", kernel_logs, protocol_logs)
 
     def standing(self) -> Standing:
         """What is not written yet is held."""
-        return standing(self._counters, self.name, Logs(self._kernel_logs, self._protocol_logs))
+        return self._writer.standing()
+
+    def trouble(self) -> str:
+        """Why nothing can be written, or an empty string."""
+        return self._writer.trouble()
 
     def tick(self) -> None:
-        """Writes what is buffered."""
-        if not self._parts:
-            return
-        self._parts.append(b"")
-        data = memoryview(b"\n".join(self._parts))
-        counts = {"kernel": self._kernel_logs, "protocol": self._protocol_logs}
-        self._parts, self._size, self._kernel_logs, self._protocol_logs = [], 0, 0, 0
-        try:
-            while data:
-                data = data[os.write(self._descriptor, data) :]
-        except OSError as error:
-            self._lost(counts, error)
-            return
-        for unit, count in counts.items():
-            self._counters.add("logs_exported", count, output="jsonl", unit=unit)
+        """Writes what can be written."""
+        self._writer.flush()
 
-    def close(self, deadline_s: float) -> None:  # noqa: ARG002 a file needs no deadline
-        """Writes what is buffered and closes the file."""
-        self.tick()
-        os.close(self._descriptor)
-
-    def _lost(self, counts: dict[str, int], error: OSError) -> None:
-        # A part may have been written: better to count a log that is there as lost than the other way round.
-        reason = "closed_pipe" if isinstance(error, BrokenPipeError) else "write_failed"
-        for unit, count in counts.items():
-            self._counters.add("logs_lost", count, output="jsonl", unit=unit, reason=reason)
-        now = time.monotonic()
-        if now - self._complained_at >= _LOG_PERIOD_S:
-            self._complained_at = now
-            log.warning("jsonl_write_failed", error=error.strerror, **counts)
+    def close(self, deadline_s: float) -> None:
+        """Writes what can be written within the deadline, and closes the file."""
+        self._writer.close(deadline_s)

@@ -35,8 +35,3 @@ def _names(entity: Entity) -> str:
     if entity.pod:
         names["pod"] = entity.pod
     return "," + json.dumps(names, separators=(",", ":"))[1:-1]
-
-
-def printable(text: str) -> str:
-    """The same text with nothing in it that steers a terminal: it may come from the network."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from rover_plugin.text import printable
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -47,7 +49,7 @@ def command(file: Path, connection: int | None, as_json: bool) -> None:
 
 
 def _as_json(value: object) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False)
+    return json.dumps(value, indent=2)  # ASCII only: a person may read it, too
 
 
 def _facts(story: Story) -> dict[str, Any]:
@@ -79,18 +81,17 @@ def _list(stories: Sequence[Story]) -> str:
 
 
 def _time_line(story: Story) -> str:
-    head = (
-        f"connection {story.id}  {_process(story)}  {story.role.value}  {story.protocol.value}  {_ends(story)}\n"
+    facts = f"connection {story.id}  {_process(story)}  {story.role.value}  {story.protocol.value}  {_ends(story)}"
+    counts = (
         f"{story.cause}; {story.calls} calls, {story.exchanges} exchanges, {story.gaps} gaps"
-        f" ({story.gap_bytes} bytes without a record)\n"
+        f" ({story.gap_bytes} bytes without a record)"
     )
     start_ns = story.events[0].at_ns if story.events else 0
-    return f"{head}\n{_table(_TIME_LINE, [_row(event, start_ns) for event in story.events])}"
+    table = _table(_TIME_LINE, [_row(event, start_ns) for event in story.events])
+    return f"{printable(facts)}\n{printable(counts)}\n\n{table}"
 
 
 def _row(event: Event, start_ns: int) -> tuple[str, ...]:
-    from rover_plugin.access_log.outputs.lines import printable  # noqa: PLC0415 see above
-
     is_call = event.event in {"call", "open", "close"} and bool(event.call)
     what = event.text
     if event.event == "call":
@@ -107,7 +108,7 @@ def _row(event: Event, start_ns: int) -> tuple[str, ...]:
         "" if event.bytes is None else "?" if event.bytes < 0 else str(event.bytes),
         "" if event.start is None else f"{event.start}-{event.end}",
         "" if event.copied is None else str(event.copied),
-        printable(what),
+        what,
     )
 
 
@@ -124,7 +125,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = []
     for row in (head, *rows):
         cells = [
-            f"{cell:>{width}}" if title in _RIGHT else f"{cell:<{width}}"
+            printable(f"{cell:>{width}}" if title in _RIGHT else f"{cell:<{width}}")
             for title, cell, width in zip(head, row, widths, strict=True)
         ]
         lines.append("  ".join(cells).rstrip())

@@ -47,11 +47,11 @@ def _make_output(name: str, path: str, counters: Counters) -> Output:
     if name == "console":
         from rover_plugin.access_log.outputs.console import ConsoleOutput  # noqa: PLC0415 only what is asked for
 
-        return ConsoleOutput(counters)
+        return ConsoleOutput(counters, patient=True)
     if name == "jsonl":
         from rover_plugin.access_log.outputs.jsonl import JsonLinesOutput  # noqa: PLC0415 only what is asked for
 
-        return JsonLinesOutput(path, counters)
+        return JsonLinesOutput(path, counters, patient=True)
     from rover_plugin.access_log.replay import NoOutput  # noqa: PLC0415 only what is asked for
 
     return NoOutput(counters)

@@ -10,6 +10,7 @@ from dataclasses import asdict
 import click
 
 from rover_plugin.host.options import load_settings, settings_options
+from rover_plugin.text import printable
 
 
 @click.command("why")
@@ -26,10 +27,10 @@ def command(pid: int, as_json: bool) -> None:
 
     answer = why(pid, load_settings("logger.level=ERROR"))
     if as_json:
-        click.echo(json.dumps(asdict(answer), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(asdict(answer), indent=2))
     else:
         click.secho("logged" if answer.logged else "not logged", fg="green" if answer.logged else "yellow", nl=False)
-        click.echo(f"  {answer.detail}")
+        click.echo(f"  {printable(answer.detail)}")
         if answer.hint:
-            click.echo(f"      {answer.hint}")
+            click.echo(f"      {printable(answer.hint)}")
     sys.exit(int(not answer.logged))

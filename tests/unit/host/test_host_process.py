@@ -132,7 +132,7 @@ def test_a_signal_that_make_sends_on_to_its_child_is_one_with_what_the_group_got
 def test_the_same_signal_later_forces_the_exit(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = queue.Queue[int]()
     monkeypatch.setattr(signals, "_ONE_REQUEST_S", 0.0)
-    monkeypatch.setattr(signals.os, "write", lambda *_: 0)
+    monkeypatch.setattr(signals, "say", lambda _: None)
     monkeypatch.setattr(signals.os, "_exit", ended.put)
     stop = Stop()
     with stop_on_signals(stop):

@@ -4,32 +4,31 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import unicodedata
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rover_plugin.access_log.model import Completeness, EndedBy, Endpoint, ProtocolName, ResolvedConnection, Role
 from rover_plugin.access_log.outputs.console import ConsoleOutput
 from rover_plugin.telemetry.counters import Counters
-from tests.support.connections import SERVED, encoder, exchange
+from tests.support.connections import SERVED, SHOP, encoder, exchange
 
 
 class Screen(io.StringIO):
-    """A stream that may be a terminal, or one whose reader is gone."""
+    """A stream that may be a terminal."""
 
-    def __init__(self, *, terminal: bool = False, gone: bool = False) -> None:
+    def __init__(self, *, terminal: bool = False) -> None:
         super().__init__()
         self._terminal = terminal
-        self._gone = gone
 
     def isatty(self) -> bool:
         return self._terminal
-
-    def flush(self) -> None:
-        if self._gone:
-            raise BrokenPipeError
 
 
 def shown(
@@ -128,7 +127,8 @@ def test_stand_alone_calls_are_counted_and_not_shown() -> None:
         output.write(output.connection_prefix(SERVED) + fragment, kernel_logs, 0)
     output.close(1)
     assert screen.getvalue() == ""
-    assert counters.value("logs_exported", output="console", unit="kernel") == 2
+    assert counters.value("logs_exported", output="console", unit="kernel") == 0
+    assert counters.value("logs_filtered", output="console", unit="kernel", reason="not_shown") == 2
 
 
 def test_every_log_is_held_then_exported() -> None:
@@ -143,10 +143,85 @@ def test_every_log_is_held_then_exported() -> None:
     assert (standing.exported.kernel, standing.exported.protocol) == (2, 1)
 
 
-def test_a_reader_that_left_ends_nothing() -> None:
-    lines, counters = shown(exchange(), exchange(), screen=Screen(gone=True))
-    assert len(lines) == 3  # what had been written when the pipe broke
-    assert counters.value("logs_exported", output="console", unit="protocol") == 2
+def test_a_reader_that_left_is_given_nothing_and_nothing_counts_as_exported() -> None:
+    left = []
+    counters = Counters()
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with open(write_end, "w", encoding="utf-8") as stream:  # noqa: PTH123 a descriptor
+        output = ConsoleOutput(counters, stream, lambda: left.append(1))
+        for _ in range(3):
+            fragment, logs = encoder().exchange(exchange())
+            output.write(output.connection_prefix(SERVED) + fragment, 2, logs)
+            output.tick()
+        assert left == [1]
+        output.close(1)
+    assert counters.value("logs_exported", output="console", unit="protocol") == 0
+    assert counters.value("logs_lost", output="console", unit="protocol", reason="closed_pipe") == 3
+    assert counters.value("logs_lost", output="console", unit="kernel", reason="closed_pipe") == 6
+
+
+@pytest.mark.parametrize("charset", ["latin-1", "ascii", "cp1252", "koi8-r"])
+def test_standard_output_that_is_not_utf_8_shows_what_it_can(charset: str) -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=charset)
+    output = ConsoleOutput(Counters(), stream)
+    fragment, logs = encoder().exchange(exchange(path="/\u65e5\u672c"))
+    output.write(output.connection_prefix(SERVED) + fragment, 2, logs)
+    output.tick()
+    line = raw.getvalue().decode(charset).splitlines()[-1]
+    assert "/\\u65e5\\u672c" in line
+    assert "127.0.0.1:80 <- 127.0.0.1:51342" in line
+
+
+@pytest.mark.parametrize("variable", [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_colours_can_be_turned_off(variable: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    lines, _ = shown(exchange(), screen=Screen(terminal=True))
+    assert "\x1b[" in lines[-1]
+    monkeypatch.setenv(*variable)
+    lines, _ = shown(exchange(), screen=Screen(terminal=True))
+    assert "\x1b" not in "".join(lines)
+
+
+FOREIGN = st.text(st.characters(), max_size=12) | st.sampled_from(
+    [
+        "\x1b[2J",
+        "\u202e",
+        "\u2066x",
+        "\u2028",
+        "\u2029",
+        "\x85",
+        "\r\nFAKE",
+        "\x9b31m",
+        "\u061c",
+        "\ufeff",
+        "\U000e0041",
+        "\x7f",
+    ]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(FOREIGN, FOREIGN, FOREIGN, FOREIGN, FOREIGN), min_size=1, max_size=3), st.booleans())
+def test_any_text_gives_one_row_an_exchange_and_nothing_that_steers(
+    texts: list[tuple[str, str, str, str, str]], served: bool
+) -> None:
+    output = ConsoleOutput(Counters(), screen := Screen())
+    for method, path, message, service, process in texts:
+        entity = replace(SHOP, service=service, process=process)
+        end = Endpoint("127.0.0.1", 80, entity, 812)
+        connection = replace(SERVED, local=end) if served else replace(SERVED, remote=end)
+        one = exchange(method=method, path=path, host=path, version=2, stream_id=1, grpc_status=5, grpc_message=message)
+        fragment, logs = encoder().exchange(one)
+        output.write(output.connection_prefix(connection) + fragment, 2, logs)
+    output.tick()
+    rows = screen.getvalue().split("\n")
+    assert len(rows) == len(texts) + 2
+    assert rows.pop() == ""
+    assert all(row.isprintable() for row in rows)
+    assert not {unicodedata.category(letter) for row in rows for letter in row} & {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def test_a_cut_message_says_who_ended_it() -> None:

@@ -10,8 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from rover_plugin.access_log.model import Completeness, Endpoint, ProtocolName, TraceContext
+from rover_plugin.access_log.outputs import targets
 from rover_plugin.access_log.outputs.jsonl import JsonLinesOutput
 from rover_plugin.access_log.outputs.lines import opening
 from rover_plugin.errors import RoverError
@@ -141,10 +143,12 @@ def test_a_full_disk_is_counted_as_loss() -> None:
     output = JsonLinesOutput("/dev/full", counters)
     give(output)
     output.tick()
+    assert output.standing().held == (2, 1)  # there may be room again
+    assert output.trouble() == "No space left on device"
+    output.close(1)
     assert counters.value("logs_lost", output="jsonl", unit="protocol", reason="write_failed") == 1
     assert counters.value("logs_lost", output="jsonl", unit="kernel", reason="write_failed") == 2
     assert counters.value("logs_exported", output="jsonl", unit="protocol") == 0
-    output.close(1)
 
 
 def test_a_pipe_takes_what_does_not_fit_at_once(tmp_path: Path) -> None:
@@ -176,8 +180,154 @@ def test_a_pipe_nobody_reads_is_counted_as_loss(tmp_path: Path) -> None:
     os.close(reader)
     give(output)
     output.tick()
-    assert counters.value("logs_lost", output="jsonl", unit="protocol", reason="closed_pipe") == 1
+    assert output.standing().held == (2, 1)  # there may be a reader again
     output.close(1)
+    assert counters.value("logs_lost", output="jsonl", unit="protocol", reason="closed_pipe") == 1
+
+
+def test_a_pipe_without_a_reader_blocks_nothing_and_the_first_reader_gets_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets, "_LOOK_S", 0.0)
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    counters = Counters()
+    output = JsonLinesOutput(str(path), counters)
+    give(output)
+    output.tick()
+    assert output.trouble() == "nobody reads it"
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    give(output)
+    output.tick()
+    assert output.trouble() == ""
+    assert os.read(reader, 1 << 16).count(b"\n") == 2
+    os.close(reader)
+    output.close(1)
+    assert counters.value("logs_exported", output="jsonl", unit="protocol") == 2
+
+
+def test_a_pipe_whose_reader_comes_again_gets_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "_LOOK_S", 0.0)
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    counters = Counters()
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    output = JsonLinesOutput(str(path), counters)
+    for _ in range(300):  # more than a pipe holds: the last line in it is cut
+        give(output)
+    output.tick()
+    taken = os.read(reader, 1 << 20)
+    assert not taken.endswith(b"\n")
+    os.close(reader)
+    output.tick()
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    rest = b""
+    while output.standing().held.protocol:
+        output.tick()
+        rest += os.read(reader, 1 << 20)
+    output.close(1)
+    assert all(json.loads(line) for line in rest.splitlines())
+    whole = taken.count(b"\n") + rest.count(b"\n")
+    assert whole == counters.value("logs_exported", output="jsonl", unit="protocol") == 299
+    assert counters.value("logs_lost", output="jsonl", unit="protocol", reason="closed_pipe") == 1
+
+
+def test_a_symbolic_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("secret\n")
+    (tmp_path / "log").symlink_to(tmp_path / "victim")
+    with pytest.raises(RoverError, match="it is a symbolic link"):
+        JsonLinesOutput(str(tmp_path / "log"), Counters())
+    assert (tmp_path / "victim").read_text() == "secret\n"
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    with pytest.raises(RoverError, match="it is a symbolic link"):
+        JsonLinesOutput(str(tmp_path / "dangling"), Counters())
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_file_with_another_name_is_not_written_to(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("secret\n")
+    (tmp_path / "log").hardlink_to(tmp_path / "victim")
+    with pytest.raises(RoverError, match="hard link"):
+        JsonLinesOutput(str(tmp_path / "log"), Counters())
+    assert (tmp_path / "victim").read_text() == "secret\n"
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("fifo", [False, True])
+def test_what_belongs_to_another_user_is_not_written_to(tmp_path: Path, *, fifo: bool) -> None:
+    path = tmp_path / "log"
+    if fifo:
+        os.mkfifo(path)
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    else:
+        path.touch()
+    path.chmod(0o666)
+    os.chown(path, 65534, 65534)
+    with pytest.raises(RoverError, match=r"another user \(uid 65534\)"):
+        JsonLinesOutput(str(path), Counters())
+    if fifo:
+        os.close(reader)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
+def test_the_mode_of_a_file_of_ours_stays(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "log"
+    path.touch()
+    path.chmod(mode)
+    with capture_logs() as logs:
+        output = JsonLinesOutput(str(path), Counters())
+    give(output)
+    output.close(1)
+    assert path.stat().st_mode & 0o777 == mode
+    assert [line["event"] for line in logs] == (["output_open_to_others"] if mode & 0o007 else [])
+
+
+def test_a_line_that_somebody_could_not_finish_gets_an_end_first(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text('{"half":')
+    output = JsonLinesOutput(str(path), Counters())
+    give(output)
+    output.close(1)
+    half, whole = path.read_text().splitlines()
+    assert half == '{"half":'
+    assert json.loads(whole)["kind"] == "exchange"
+
+
+def test_a_rotated_file_is_left_and_its_successor_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "_LOOK_S", 0.0)
+    path = tmp_path / "log"
+    output = JsonLinesOutput(str(path), Counters())
+    give(output)
+    output.tick()
+    path.rename(tmp_path / "log.1")
+    path.touch(0o640)  # logrotate's `create`
+    give(output)
+    output.tick()
+    path.rename(tmp_path / "log.2")
+    give(output)
+    output.tick()
+    os.truncate(path, 0)  # its `copytruncate`
+    give(output)
+    output.close(1)
+    for name in ("log", "log.1", "log.2"):
+        assert json.loads((tmp_path / name).read_text())["kind"] == "exchange"
+
+
+def test_a_successor_that_may_not_be_written_to_is_refused_and_the_old_one_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets, "_LOOK_S", 0.0)
+    path = tmp_path / "log"
+    output = JsonLinesOutput(str(path), Counters())
+    path.rename(tmp_path / "log.1")
+    path.symlink_to(tmp_path / "victim")
+    with capture_logs() as logs:
+        give(output)
+        output.close(1)
+    assert not (tmp_path / "victim").exists()
+    assert (tmp_path / "log.1").read_text().count("\n") == 1
+    assert logs[0]["event"] == "output_not_reopened"
 
 
 @pytest.mark.parametrize("name", ["shop", 'a"b\\c', "caf\u00e9 \U0001f600", "\x00\x1b[31m\n\x7f", "\udcff"])

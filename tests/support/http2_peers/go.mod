@@ -1,7 +1,8 @@
 module gopeer
 
-go 1.26.0
+// The oldest Go that tests meet is Debian 12's.
+go 1.19
 
-require golang.org/x/net v0.62.0
+require golang.org/x/net v0.33.0
 
-require golang.org/x/text v0.43.0 // indirect
+require golang.org/x/text v0.21.0 // indirect

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// HTTP/2 server (x/net h2c: prior knowledge and upgrade) and client (net/http) of Go, without TLS:
+// HTTP/2 server (x/net h2c: prior knowledge and upgrade) and client (x/net) of Go, without TLS:
 // `gopeer server` | `gopeer client PORT CONCURRENT < requests.json`.
 // What is asked and answered: tests/support/http2_peers/__init__.py.
 package main
@@ -8,6 +8,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -102,12 +103,10 @@ type answered struct {
 func client(port string, concurrent int) {
 	var requests []asked
 	json.NewDecoder(os.Stdin).Decode(&requests)
-	var protocols http.Protocols
-	protocols.SetUnencryptedHTTP2(true)
 	// One connection, whatever is asked at once.
 	var one net.Conn
 	var dialing sync.Mutex
-	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
+	dial := func(ctx context.Context, network, address string, _ *tls.Config) (net.Conn, error) {
 		dialing.Lock()
 		defer dialing.Unlock()
 		if one != nil {
@@ -117,10 +116,10 @@ func client(port string, concurrent int) {
 		one = connection
 		return connection, err
 	}
-	transport := &http.Transport{Protocols: &protocols, DisableCompression: true, DialContext: dial, MaxConnsPerHost: 1}
+	transport := &http2.Transport{AllowHTTP: true, DisableCompression: true, DialTLSContext: dial, StrictMaxConcurrentStreams: true}
 	queue := make(chan asked)
 	var workers sync.WaitGroup
-	for range concurrent {
+	for i := 0; i < concurrent; i++ {
 		workers.Add(1)
 		go func() {
 			defer workers.Done()
@@ -136,7 +135,7 @@ func client(port string, concurrent int) {
 	workers.Wait()
 }
 
-func ask(transport *http.Transport, port string, request asked) answered {
+func ask(transport http.RoundTripper, port string, request asked) answered {
 	var body io.Reader
 	if request.Body > 0 {
 		body = bytes.NewReader(bytes.Repeat([]byte("q"), request.Body))

@@ -11,6 +11,7 @@
 #include "sockets.h"
 #include "connections.h"
 #include "bytes.h"
+#include "walk.h"
 #include "lifetimes.h"
 #include "calls.h"
 #include "io_uring.h"

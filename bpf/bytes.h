@@ -8,24 +8,19 @@
 /* The kernel takes no more in one call (UIO_MAXIOV). */
 #define MOST_MESSAGES 1024
 
-struct span {
-	u64 base;    /* user address of the buffer, or of the iovec array */
-	u32 segments; /* iovec entries; 0 = `base` is the buffer itself */
-	u32 size;    /* bytes the call moved in it */
-};
-
 /* Hides from clang what it knows of a value, so that the bound check in front of it survives into the bytecode. */
 #define OPAQUE(value) asm volatile("" : "+r"(value))
 
 /*
- * Copies up to `want` bytes, `skip` bytes into the span, behind the record. Returns the bytes copied.
+ * Copies up to `want` bytes, `skip` bytes into the span, behind the record and the `before` bytes that are there already.
+ * Returns the bytes that are there now.
  *
  * The running numbers live in the scratch map: what is loaded from a map is just a number to the verifier, so all ways
  * through the loop end in the same state and are pruned. As local variables they cost 670 000 verified instructions of
  * the million allowed (6.18). Lengths are 64 bits wide because for 32-bit ones clang checks a shifted copy and passes on
  * the unchecked register.
  */
-static __always_inline u32 copy_span(struct scratch *scratch, struct span *span, u64 skip, u64 want)
+static __always_inline u32 copy_span(struct scratch *scratch, struct span *span, u64 skip, u64 want, u64 before)
 {
 	u64 length, at;
 
@@ -33,17 +28,18 @@ static __always_inline u32 copy_span(struct scratch *scratch, struct span *span,
 		want = CAPTURE_LIMIT;
 	if (span->segments == 0) {
 		OPAQUE(want);
-		if (want == 0 || want > CAPTURE_LIMIT)
-			return 0;
-		if (bpf_probe_read_user(scratch->bytes, want, (void *)(span->base + skip))) {
+		OPAQUE(before);
+		if (want == 0 || want > CAPTURE_LIMIT || before >= CAPTURE_LIMIT)
+			return before;
+		if (bpf_probe_read_user(scratch->bytes + before, want, (void *)(span->base + skip))) {
 			count(STAT_FAULT);
-			return 0;
+			return before;
 		}
-		return want;
+		return before + want;
 	}
 	scratch->cursor.skip = skip;
 	scratch->cursor.want = want;
-	scratch->cursor.copied = 0;
+	scratch->cursor.copied = before;
 	for (int i = 0; i < MAX_SEGMENTS; i++) {
 		struct iovec segment = {};
 

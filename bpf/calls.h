@@ -74,100 +74,258 @@ int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
-struct io {
-	u64 sk;
-	u64 enter_ns;
-	u32 call;
-	u32 direction;
-	u32 tgid;
-	u32 tid;
-	u32 position; /* of its first byte */
-	u32 opposite; /* reached in the other direction */
-	bool unreadable; /* bytes never were in the caller's memory */
-};
+static __always_inline u8 state_of_policy(u8 mode)
+{
+	switch (mode) {
+	case POLICY_SKIP:
+		return WALK_CONTENT;
+	case POLICY_CHUNK:
+		return WALK ? WALK_CHUNKS : WALK_CONTENT;
+	case POLICY_FRAME:
+		return WALK ? WALK_FRAMES : WALK_CONTENT;
+	}
+	return WALK_NONE;
+}
 
-/* How much of a call's bytes to copy: sets how many to skip, returns how many are wanted after them. */
-static __always_inline u32 wanted(struct connection *connection, struct io *io, u32 size, u32 *skip)
+/* What user space has said of the connection since the last time. */
+static __always_inline void consult(struct connection *connection, struct io *io)
 {
 	u32 direction = io->direction & 1;
-	/* A message begins where the other side has spoken since, and its head is to be seen whole. */
-	u32 limit = connection->turned[direction] != io->opposite ? CAPTURE_LIMIT : CONTINUED_LIMIT;
-	struct policy *policy;
-	u64 id;
+	u64 id = connection->id;
+	struct policy *policy = policies.lookup(&id);
+	struct walk *walk = &connection->walks[direction];
+	u8 mode, state;
 	u32 distance;
 
-	*skip = 0;
+	if (!policy)
+		return;
+	mode = policy->mode[direction];
+	if (mode == POLICY_NEVER)
+		connection->muted[direction] = 1;
+	if (policy->frames)
+		set(connection, CONNECTION_FRAMES);
+	if (policy->number[direction] == connection->policy[direction])
+		return;
+	connection->policy[direction] = policy->number[direction];
+	connection->held[direction] = mode == POLICY_COPY;
+	state = state_of_policy(mode);
+	distance = policy->until[direction] - io->position;
+	if (state != WALK_NONE && (walk->state != WALK_NONE || distance >= 0x80000000))
+		return; /* it knows by itself, or these bytes have passed */
+	walk->state = state;
+	walk->left = distance;
+	walk->position = io->position;
+	walk->wanted = 0;
+	walk->phase = 0; /* the beginning of a frame header, or CHUNK_END */
+	if (state == WALK_CONTENT && distance == 0)
+		walk->state = WALK_NONE;
+}
+
+/*
+ * Plans how a call is to be copied: by a tail program, or else how many bytes to skip and how many are wanted then. The
+ * walk's state moves on by the call, save where a tail program does it.
+ */
+static __always_inline void plan_call(struct connection *connection, struct io *io, struct span *span, struct scratch *scratch)
+{
+	u32 direction = io->direction & 1;
+	struct walk *walk = &connection->walks[direction];
+	bool turned = connection->turned[direction] != io->opposite;
+	u32 size = span->size;
+	bool small = size <= ALWAYS_COPY;
+	/* A message begins where the other side has spoken since, and its head is to be seen whole. */
+	u32 limit = turned ? CAPTURE_LIMIT : CONTINUED_LIMIT;
+
+	scratch->plan.skip = 0;
+	scratch->plan.want = 0;
+	scratch->plan.way = TAIL_NONE;
+	scratch->plan.flags = 0;
 	connection->turned[direction] = io->opposite;
-	if (io->unreadable || connection->muted[direction])
-		return 0;
-	if (size <= ALWAYS_COPY && (connection->calls++ & 15))
-		return size;
+	if (connection->muted[direction])
+		return;
+	if (!small || !(connection->calls++ & 15)) {
+		consult(connection, io);
+		if (connection->muted[direction])
+			return;
+	}
+	if (walk->state != WALK_NONE) {
+		if (walk->position != io->position)
+			walk->state = WALK_NONE;
+		/* After HEAD there was no content, and after a refused Expect there is none: RFC 9110 9.3.2, 10.1.1. */
+		else if (turned && walk->state != WALK_FRAMES && !io->unreadable && begins_message(first_word(span)))
+			walk->state = WALK_NONE;
+	}
+	if (walk->state != WALK_NONE) {
+		if (walk->left >= size && (walk->state != WALK_FRAMES || walk->wanted == 0)) {
+			walk->left -= size;
+			walk->position += size;
+			if (walk->left == 0 && walk->state == WALK_CONTENT)
+				walk->state = WALK_NONE;
+			scratch->plan.flags = HOW_WALKED;
+			if (small && !io->unreadable)
+				scratch->plan.want = size;
+			return;
+		}
+		if (io->unreadable) {
+			walk->state = WALK_NONE;
+			return;
+		}
+		if (walk->state != WALK_CONTENT) {
+			if (small)
+				scratch->plan.want = size;
+			scratch->plan.limit = limit;
+			scratch->plan.way = walk->state == WALK_FRAMES ? TAIL_FRAMES : TAIL_CHUNKS;
+			return;
+		}
+		walk->state = WALK_NONE;
+		if (!small)
+			scratch->plan.skip = walk->left;
+	}
+	if (io->unreadable)
+		return;
+	if (small) {
+		scratch->plan.want = size;
+		return;
+	}
 	if (connection->flags & CONNECTION_FRAMES)
 		limit = CAPTURE_LIMIT;
-	id = connection->id;
-	policy = policies.lookup(&id);
-	if (policy) {
-		if (policy->mode[direction] == POLICY_NEVER) {
-			connection->muted[direction] = 1;
-			return 0;
-		}
-		if (policy->mode[direction] == POLICY_SKIP) {
-			distance = policy->until[direction] - io->position;
-			if (distance < 0x80000000) {
-				if (distance >= size)
-					return 0;
-				*skip = distance;
-			}
-		}
-		if (policy->frames)
-			limit = CAPTURE_LIMIT;
-	}
-	size -= *skip;
-	return size < limit ? size : limit;
+	size -= scratch->plan.skip;
+	scratch->plan.limit = size < limit ? size : limit;
+	scratch->plan.want = scratch->plan.limit;
+#if WALK
+	if (scratch->plan.skip == 0 && scratch->plan.want > HEAD_WINDOW && !connection->held[direction] &&
+	    begins_with_content(first_word(span)))
+		scratch->plan.want = HEAD_WINDOW;
+#endif
 }
 
 #define PREFACE_CALLS 8
-#define PREFACE_START 0x20495250 /* "PRI ", RFC 9113 3.4 */
 
 /* Notices HTTP/2 at once: what comes until user space has noticed may already be large. */
 static __always_inline void look_for_preface(struct connection *connection, struct scratch *scratch, u32 captured)
 {
-	if (connection->calls <= PREFACE_CALLS && captured >= sizeof(u32) && *(u32 *)scratch->bytes == PREFACE_START)
+	if (connection->calls <= PREFACE_CALLS && captured >= sizeof(u32) && *(u32 *)scratch->bytes == WORD_PREFACE)
 		__sync_fetch_and_or(&connection->flags, CONNECTION_FRAMES);
 }
 
-static __always_inline void put_call(struct connection *connection, struct io *io, struct span *span)
-{
-	u32 cpu = bpf_get_smp_processor_id();
-	struct scratch *scratch = scratch_map.lookup(&cpu);
-	u64 captured;
-	u32 skip, want;
+#if WALK
 
-	if (!scratch)
-		return;
-	announce(connection, io->sk, PROGRAM_CALL);
-	want = wanted(connection, io, span->size, &skip);
-	captured = want ? copy_span(scratch, span, skip, want) : 0;
-	look_for_preface(connection, scratch, captured);
+/* Whether a walk begins at the first byte of a call that was copied: HTTP/2's first frame, or a head to look into. */
+static __always_inline u32 way_of_bytes(struct connection *connection, struct io *io, struct scratch *scratch, u32 size,
+					u64 captured)
+{
+	u32 direction = io->direction & 1;
+	struct walk *walk = &connection->walks[direction];
+	u32 word = *(u32 *)scratch->bytes;
+	u64 at = captured;
+	u16 last;
+
+	if (connection->held[direction] || captured < FRAME_HEADER)
+		return TAIL_NONE;
+	if (io->position == (direction == EGRESS ? connection->written : connection->read) && connection->cause != CAUSE_MET) {
+		/* Both sides begin with SETTINGS, the client with its preface before (RFC 9113 3.4). */
+		bool settings = scratch->bytes[0] == 0 && scratch->bytes[1] == 0 && scratch->bytes[3] == 4 &&
+				*(u32 *)(scratch->bytes + 4) == 0 && scratch->bytes[8] == 0;
+
+		if (word == WORD_PREFACE || settings) {
+			walk->state = WALK_FRAMES;
+			walk->phase = 0;
+			walk->wanted = walk->left = settings ? 0 : PREFACE_SIZE;
+			return TAIL_FRAMES;
+		}
+	}
+	if (!begins_with_content(word))
+		return TAIL_NONE;
+	if (size > ALWAYS_COPY)
+		return TAIL_HEAD;
+	/* Of a small call most end what they begin. Those that do not end with a head, or with a chunk that is not the last. */
+	OPAQUE(at);
+	if (at < 5 || at > CAPTURE_LIMIT)
+		return TAIL_NONE;
+	last = *(u16 *)(scratch->bytes + at - 2);
+	if (last != WORD('\r', '\n', 0, 0) || *(u32 *)(scratch->bytes + at - 5) == WORD('0', '\r', '\n', '\r'))
+		return TAIL_NONE;
+	return TAIL_HEAD;
+}
+
+/* Hands the call on to the program of a tail; comes back only where the kernel will not take it there. */
+static __always_inline void walk_on(struct bpf_raw_tracepoint_args *ctx, struct connection *connection, struct io *io,
+				    struct span *span, struct scratch *scratch)
+{
+	struct walker *walker = &scratch->walker;
+
+	__builtin_memset(walker, 0, offsetof(struct walker, head));
+	walker->walk = connection->walks[io->direction & 1];
+	walker->sk = io->sk;
+	walker->base = span->base;
+	walker->segments = span->segments;
+	walker->rest = span->size;
+	if (!span->segments) {
+		walker->address = span->base;
+		walker->available = span->size;
+	}
+	walker->limit = scratch->plan.limit;
+	walker->whole = span->size <= ALWAYS_COPY;
+	if (scratch->plan.way == TAIL_HEAD)
+		walker->captured = scratch->record.captured;
+	__builtin_memcpy(walker->head, walker->walk.head, FRAME_HEADER);
+	walker->turns = io->call == CALL_SENDMMSG || io->call == CALL_RECVMMSG ? 1 : MAX_TURNS;
+	walker->cut = scratch->plan.way == TAIL_CHUNKS && walker->walk.left == 0 && walker->walk.phase != CHUNK_END;
+	tail_programs.call(ctx, scratch->plan.way);
+}
+
+#endif
+
+static __always_inline void fill_record(struct connection *connection, struct io *io, struct span *span,
+					struct scratch *scratch, u64 captured)
+{
 	scratch->record.header.kind = RECORD_CALL;
 	scratch->record.header.call = io->call;
 	scratch->record.header.direction = io->direction;
-	scratch->record.header.flags = 0;
+	scratch->record.header.flags = scratch->plan.flags;
 	scratch->record.header.reserved = 0;
 	scratch->record.header.tgid = io->tgid;
 	scratch->record.header.connection = connection->id;
 	scratch->record.header.enter_ns = io->enter_ns;
 	scratch->record.header.exit_ns = bpf_ktime_get_ns();
 	scratch->record.size = span->size;
-	scratch->record.offset = captured ? skip : 0;
+	scratch->record.offset = captured ? scratch->plan.skip : 0;
 	scratch->record.captured = captured;
 	scratch->record.position = io->position;
 	scratch->record.opposite = io->opposite;
 	scratch->record.tid = io->tid;
+}
+
+static __always_inline void put_record(struct scratch *scratch, u64 captured)
+{
 	OPAQUE(captured);
-	if (captured > CAPTURE_LIMIT)
+	if (captured <= CAPTURE_LIMIT)
+		put(&scratch->record.header, sizeof(struct call_record) + captured, PROGRAM_CALL);
+}
+
+static __always_inline void put_call(struct bpf_raw_tracepoint_args *ctx, struct connection *connection, struct io *io,
+				     struct span *span)
+{
+	u32 cpu = bpf_get_smp_processor_id();
+	struct scratch *scratch = scratch_map.lookup(&cpu);
+	u64 captured = 0;
+
+	if (!scratch)
 		return;
-	put(&scratch->record.header, sizeof(struct call_record) + captured, PROGRAM_CALL);
+	announce(connection, io->sk, PROGRAM_CALL);
+	plan_call(connection, io, span, scratch);
+	if (scratch->plan.want)
+		captured = copy_span(scratch, span, scratch->plan.skip, scratch->plan.want, 0);
+	look_for_preface(connection, scratch, captured);
+	fill_record(connection, io, span, scratch, captured);
+#if WALK
+	if (scratch->plan.way == TAIL_NONE && connection->walks[io->direction & 1].state == WALK_NONE)
+		scratch->plan.way = way_of_bytes(connection, io, scratch, span->size, captured);
+	if (scratch->plan.way != TAIL_NONE) {
+		walk_on(ctx, connection, io, span, scratch);
+		connection->walks[io->direction & 1].state = WALK_NONE;
+	}
+#endif
+	put_record(scratch, captured);
 }
 
 /* The connection of this I/O, made now if it is older than the agent or came from elsewhere; or 0. */
@@ -357,7 +515,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	if (!connection)
 		return 0;
 	locate(connection, &io, span.size);
-	put_call(connection, &io, &span);
+	put_call(ctx, connection, &io, &span);
 	return 0;
 }
 
@@ -377,6 +535,32 @@ static __always_inline u32 bytes_of_messages(struct thread *thread, struct mmsgh
 		thread->position += length;
 	}
 	return thread->position;
+}
+
+/* A message vector is walked only as long as there are tail calls for each of its messages. */
+#define MAX_WALKED_MESSAGES 8
+
+static __always_inline void put_message(struct bpf_raw_tracepoint_args *ctx, struct connection *connection,
+					struct thread *thread, struct io *io, struct span *span)
+{
+	u32 cpu = bpf_get_smp_processor_id();
+	struct scratch *scratch = scratch_map.lookup(&cpu);
+	u64 captured = 0;
+
+	if (!scratch)
+		return;
+	if (thread->messages <= MAX_WALKED_MESSAGES) {
+		scratch->message.io = *io;
+		scratch->message.span = *span;
+		tail_programs.call(ctx, TAIL_MESSAGE);
+	}
+	announce(connection, io->sk, PROGRAM_CALL);
+	scratch->plan.skip = 0;
+	scratch->plan.flags = 0;
+	if (!io->unreadable && !connection->muted[io->direction & 1])
+		captured = copy_span(scratch, span, 0, span->size, 0);
+	fill_record(connection, io, span, scratch, captured);
+	put_record(scratch, captured);
 }
 
 /*
@@ -419,10 +603,31 @@ int tail_messages(struct bpf_raw_tracepoint_args *ctx)
 	span.base = (u64)message.msg_hdr.msg_iov;
 	span.segments = message.msg_hdr.msg_iovlen;
 	span.size = message.msg_len;
-	if (span.size)
-		put_call(connection, &io, &span);
+	/* Before the call's record: who puts it may go on to the next message by himself. */
 	thread->position += span.size;
 	thread->message++;
+	if (span.size)
+		put_message(ctx, connection, thread, &io, &span);
+	tail_programs.call(ctx, TAIL_MESSAGES);
+	return 0;
+}
+
+/* One message of a short vector, as a call of its own: a program of its own for the verifier's sake. */
+int tail_message(struct bpf_raw_tracepoint_args *ctx)
+{
+	u32 cpu = bpf_get_smp_processor_id();
+	struct scratch *scratch = scratch_map.lookup(&cpu);
+	struct connection *connection;
+	struct span span;
+	struct io io;
+
+	if (!scratch)
+		return 0;
+	io = scratch->message.io;
+	span = scratch->message.span;
+	connection = connections.lookup(&io.sk);
+	if (connection)
+		put_call(ctx, connection, &io, &span);
 	tail_programs.call(ctx, TAIL_MESSAGES);
 	return 0;
 }

@@ -40,6 +40,34 @@ struct thread {
  */
 BPF_HASH(threads, u32, struct thread, MAX_THREADS);
 
+enum walk_state {
+	WALK_NONE = 0,    /* nobody knows what the next byte is */
+	WALK_CONTENT = 1, /* HTTP/1 content, then a message */
+	WALK_CHUNKS = 2,  /* HTTP/1 content in chunks */
+	WALK_FRAMES = 3,  /* HTTP/2 */
+};
+
+enum chunk_phase {
+	CHUNK_END = 0,    /* before the line end after a chunk's content */
+	CHUNK_END_LF = 1, /* within it */
+	CHUNK_SIZE = 2,   /* in the digits of a chunk-size line */
+	CHUNK_SPACE = 3,  /* behind them */
+	CHUNK_EXTENSION = 4,
+	CHUNK_SIZE_LF = 5, /* within the line's end */
+};
+
+/* Where one direction is in its protocol's framing. Written by sys_exit and what it tail-calls. */
+struct walk {
+	u64 left;     /* bytes until the next byte of framing: of content, of a chunk's content, of a frame's payload */
+	u32 position; /* of the next byte: a call that begins elsewhere follows bytes that nobody has walked */
+	u32 wanted;   /* FRAMES: how many of the `left` bytes, from the next one on, are to be copied. CHUNKS: size read so far */
+	u8 state;     /* enum walk_state */
+	u8 phase;     /* FRAMES: bytes of a cut frame header in `head`. CHUNKS, with nothing left: enum chunk_phase */
+	u8 digits;    /* CHUNKS: of the size */
+	u8 head[9];
+	u8 pad[4];
+};
+
 struct connection {
 	u64 id;
 	u64 flags;    /* CONNECTION_*; 64 bits because clang 14 has no narrower atomics for BPF */
@@ -55,6 +83,9 @@ struct connection {
 	u32 read;
 	u32 turned[2]; /* by direction: the other direction's position at the last call */
 	u32 last_written; /* position the last written byte left, once the state is TCP_CLOSE: the kernel reuses the field */
+	u8 held[2]; /* by direction: user space does not agree with the walk: none until it says where it is */
+	u8 policy[2]; /* by direction: number of the one taken last */
+	struct walk walks[2]; /* by direction */
 };
 
 #define CONNECTION_ANNOUNCED 1 /* its open record is in the ring, or about to be; retried at the next call while not */
@@ -78,13 +109,17 @@ struct policy {
 	u32 until[2]; /* by direction: bytes before this position need not be copied */
 	u8 mode[2];   /* enum policy_mode by direction */
 	u8 frames;    /* as CONNECTION_FRAMES, found out later */
-	u8 pad[5];
+	u8 number[2]; /* of each, never 0 and never the last one's: a policy is taken once, for positions come again */
+	u8 pad[3];
 };
 
 enum policy_mode {
 	POLICY_ALL = 0,
-	POLICY_SKIP = 1,  /* copy nothing before `until` */
+	POLICY_SKIP = 1,  /* copy nothing before `until`, where an HTTP/1 message begins */
 	POLICY_NEVER = 2, /* copy nothing any more */
+	POLICY_CHUNK = 3, /* a chunk's content ends at `until` */
+	POLICY_FRAME = 4, /* a frame header begins at `until` */
+	POLICY_COPY = 5,  /* what this side believes of the framing is wrong */
 };
 
 /*
@@ -131,12 +166,75 @@ enum statistic {
 /* statistics: enum statistic -> count, per CPU. */
 BPF_PERCPU_ARRAY(statistics, u64, STATISTICS);
 
+/* One call that moved bytes, */
+struct io {
+	u64 sk;
+	u64 enter_ns;
+	u32 call;
+	u32 direction;
+	u32 tgid;
+	u32 tid;
+	u32 position; /* of its first byte */
+	u32 opposite; /* reached in the other direction */
+	bool unreadable; /* bytes never were in the caller's memory */
+};
+
+/* and where these bytes are. */
+struct span {
+	u64 base;    /* user address of the buffer, or of the iovec array */
+	u32 segments; /* iovec entries; 0 = `base` is the buffer itself */
+	u32 size;    /* bytes the call moved in it */
+};
+
 /*
  * scratch_map: cpu -> the record being built. An array and not per-CPU memory, whose elements may not exceed 32 KiB. Used
  * by sys_exit only, which the kernel runs with preemption off and never nested on one CPU.
  * The buffer is twice CAPTURE_LIMIT so that the verifier sees offset + length in bounds without relating the two.
  */
+struct walker {
+	struct walk walk;
+	u64 sk;
+	u64 base; /* as in struct span */
+	u32 segments;
+	u32 segment;   /* next one */
+	u64 address;   /* of the next byte, */
+	u64 available; /* and how many there are in its segment */
+	u64 rest;      /* bytes of the call that are still to be walked */
+	u64 skip;      /* CHUNKS: bytes before the walk begins */
+	u32 captured;
+	u32 piece; /* where the present one begins in `bytes` */
+	u32 unseen;
+	u32 front; /* these three: see struct call_chunks */
+	u32 passed;
+	u32 content;
+	u32 line_size;
+	u32 ahead; /* bytes in `line` beyond `line_size` */
+	u32 limit; /* what would be copied of the call without a walk */
+	u8 whole;  /* all bytes are copied: only the state moves on */
+	u8 cut;    /* the present line began in an earlier call */
+	u8 turns;  /* tail calls that may still follow */
+	u8 failed;
+	u32 head_at;   /* where the search for a header section's end is, */
+	u32 length_at; /* and where these fields' values begin */
+	u32 coding_at;
+	u32 fields;
+	u8 head[24];  /* FRAMES: the frame header being put together */
+	u8 line[128]; /* CHUNKS: the line being read */
+};
+
 struct scratch {
+	struct walker walker;
+	struct {
+		struct io io;
+		struct span span;
+	} message; /* one of a vector, from tail_messages to tail_message */
+	struct {
+		u64 skip;
+		u64 want;
+		u32 limit;
+		u32 way; /* enum tail */
+		u8 flags;
+	} plan; /* of put_call, here and not in registers for the reason copy_span gives */
 	struct {
 		u64 skip;
 		u64 want;
@@ -157,10 +255,15 @@ union event {
 BPF_ARRAY(events, union event, CPUS *PROGRAMS);
 
 /* tail_programs: enum tail -> program. Filled once by user space. What is too much for the verifier in one piece. */
-BPF_PROG_ARRAY(tail_programs, 1);
+BPF_PROG_ARRAY(tail_programs, 5);
 
 enum tail {
 	TAIL_MESSAGES = 0,
+	TAIL_HEAD = 1,
+	TAIL_CHUNKS = 2,
+	TAIL_FRAMES = 3,
+	TAIL_MESSAGE = 4,
+	TAIL_NONE = 5,
 };
 
 static __always_inline void count(u32 which)

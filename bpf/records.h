@@ -65,6 +65,11 @@ struct record_header {
 	__u64 exit_ns;
 };
 
+/* header.flags of a call: */
+#define HOW_WALKED 1 /* the kernel side knows what the next byte of this direction is */
+#define HOW_PIECES 2 /* what follows are pieces: each a struct call_piece and its bytes */
+#define HOW_CHUNKS 4 /* what follows are bytes from the front, bytes from the end, and a struct call_chunks */
+
 struct call_record {
 	struct record_header header;
 	__u32 size;     /* bytes the call moved */
@@ -73,6 +78,19 @@ struct call_record {
 	__u32 position; /* sequence number of the call's first byte */
 	__u32 opposite; /* sequence number reached in the other direction when the call returned */
 	__u32 tid;
+};
+
+struct call_piece {
+	__u32 unseen; /* bytes of the call that were not copied since the piece before */
+	__u32 length; /* bytes that follow this header */
+};
+
+/* Chunks of an HTTP/1 message (RFC 9112 7.1) whose size lines were read here, so that nobody need read them again. */
+struct call_chunks {
+	__u32 front;   /* copied bytes before them */
+	__u32 unseen;  /* bytes of the call that are theirs; what is copied behind them begins there */
+	__u32 content; /* how many of these are content */
+	__u32 left;    /* content of the last chunk that is still to come */
 };
 
 #define OPEN_FAILED 1 /* header.flags: connect failed with `error` */

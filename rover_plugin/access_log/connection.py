@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from rover_plugin.access_log.conversation import Conversation
 from rover_plugin.access_log.model import Direction, EndedBy, Role
+from rover_plugin.access_log.parts import IN_PARTS, unpack
 from rover_plugin.capture.records import CLOSE_BY_PEER, CLOSE_PEER_ENDED, CLOSE_SHUT_FIRST, OpenCause
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Connection:
         conversation: what is said on it.
         told: (tgid, role, tls) as last told to outputs.
         muted: directions (bit 0, bit 1) whose bytes the kernel side was told not to copy any more.
+        held: directions in which it was told not to follow the framing, until it is told where they are.
         frames_told: the kernel side was told that this is HTTP/2.
         open_calls: calls taken that have not come out; 0 at the end, or something lost one.
         gap_bytes: bytes that moved without a record.
@@ -47,6 +49,7 @@ class Connection:
         "cookie",
         "frames_told",
         "gap_bytes",
+        "held",
         "id",
         "last_ns",
         "local",
@@ -80,6 +83,7 @@ class Connection:
         self.owned = False
         self.told: tuple[object, ...] = ()
         self.muted = 0
+        self.held = 0
         self.frames_told = False
         self.gap_bytes = 0
         self.open_calls = 0
@@ -93,7 +97,7 @@ class Connection:
         """Both streams begin at these positions; not to be called for a connection met midway."""
         self._expected = [read, written]
 
-    def receive(self, direction: int, call: Call, position: int, offset: int, data: bytes) -> None:
+    def receive(self, direction: int, call: Call, position: int, offset: int, data: bytes, flags: int = 0) -> None:
         """Takes one call that moved bytes.
 
         Args:
@@ -102,6 +106,7 @@ class Connection:
             position: TCP sequence number of its first byte.
             offset: where in the call `data` begins; the bytes before it were left out by our own capture policy.
             data: what was captured.
+            flags: of the call's record: what `data` is.
         """
         self.last_ns = call.exit_ns
         self.open_calls += 1
@@ -113,9 +118,11 @@ class Connection:
             return
         if self._expected[1 - direction] is None and call.opposite >= 0:
             self._expected[1 - direction] = call.opposite
-        if offset:
-            self.conversation.gap(direction, offset, recorded=True)
-        self.conversation.receive(direction, call, data, call.size - offset - len(data))
+        if offset or flags & IN_PARTS:
+            first, unseen, parts = unpack(flags, call.size, offset, data)
+            self.conversation.receive(direction, call, first, unseen, parts)
+        else:
+            self.conversation.receive(direction, call, data, call.size - len(data))
 
     def _misplaced(self, direction: int, call: Call, expected: int, position: int, end: int) -> bool:
         """Takes note of bytes that are not the next ones; returns whether they come too late to be of use."""

@@ -25,6 +25,7 @@ from rover_plugin.capture.records import (
     OPEN,
     OPEN_FAILED,
     OpenCause,
+    PolicyMode,
     RecordKind,
 )
 from rover_plugin.discovery.table import Removed
@@ -41,6 +42,16 @@ if TYPE_CHECKING:
 _DIRECTIONS: Final = {Direction.INGRESS: "in", Direction.EGRESS: "out"}
 _HOW: Final = {Role.UNKNOWN: "met midway", Role.CLIENT: "connected", Role.SERVER: "accepted"}
 _CAUSES: Final = {OpenCause.MET: Role.UNKNOWN, OpenCause.CONNECT: Role.CLIENT, OpenCause.ACCEPT: Role.SERVER}
+_POLICIES: Final = {
+    PolicyMode.ALL: "all need be copied",
+    PolicyMode.NEVER: "nothing need be copied any more",
+    PolicyMode.COPY: "the kernel side does not know where it is: all need be copied",
+}
+_AHEAD: Final = {
+    PolicyMode.SKIP: "",
+    PolicyMode.CHUNK: ", then a chunk ends",
+    PolicyMode.FRAME: ", then a frame begins",
+}
 _NEAREST: Final = 3
 _HALF: Final = 1 << 31
 _MASK: Final = (1 << 32) - 1
@@ -246,11 +257,11 @@ class _Listener:
         )
         self._add(Event(self.now_ns, "exchange", exchange=number, text=text))
 
-    def policy(self, direction: int, until: int, *, never: bool) -> None:
-        """The kernel was asked to copy less."""
-        text = "nothing need be copied any more"
-        if not never:
-            text = f"the next {self._streams.distance(direction, until)} bytes need not be copied"
+    def policy(self, direction: int, until: int, mode: PolicyMode) -> None:
+        """The kernel was told where the direction is, or to copy less."""
+        text = _POLICIES.get(mode, "")
+        if mode in _AHEAD:
+            text = f"the next {self._streams.distance(direction, until)} bytes need not be copied{_AHEAD[mode]}"
         self._add(Event(self.now_ns, "policy", direction=_DIRECTIONS[Direction(direction)], text=text))
 
     def looks_at(self, conversation: Conversation) -> None:
@@ -382,10 +393,10 @@ class Explainer:
         if self._listener is not None and connection.id == self._wanted:
             self._listener.looks_at(conversation)
 
-    def policy(self, connection: Connection, direction: int, until: int, *, never: bool) -> None:
+    def policy(self, connection: Connection, direction: int, until: int, mode: PolicyMode) -> None:
         """See `ShardSink`."""
         if self._listener is not None and connection.id == self._wanted:
-            self._listener.policy(direction, until, never=never)
+            self._listener.policy(direction, until, mode)
 
 
 def _end(end: tuple[bytes, int]) -> str:

@@ -15,13 +15,12 @@ if TYPE_CHECKING:
     from rover_plugin.access_log.link import LinkWriter
     from rover_plugin.access_log.model import Call, Exchange
     from rover_plugin.access_log.worker_options import WorkerOptions
+    from rover_plugin.capture.records import PolicyMode
 
 # Calls that travel inside an exchange; 256 make 25 KB of JSON. Those beyond go alone.
 _CALLS_INSIDE: Final = 256
 # struct policy of bpf/maps.h
-_POLICY: Final = struct.Struct("=IIBBB5x")
-_POLICY_SKIP: Final = 1
-_POLICY_NEVER: Final = 2
+_POLICY: Final = struct.Struct("=IIBBBBB3x")
 _IDENTITY: Final = struct.Struct("=Q")
 
 _ROLE_NUMBERS: Final = {name: number for number, name in enumerate(ROLES)}
@@ -123,13 +122,14 @@ class Outbox:
         for encoder in self._encoders:
             encoder.set_clock(offset_ns)
 
-    def policy(self, connection: Connection, direction: int, until: int, *, never: bool) -> None:
+    def policy(self, connection: Connection, direction: int, until: int, mode: PolicyMode) -> None:
         """Writes the connection's capture policy for the kernel side."""
-        state = self._policy_state.setdefault(connection.id, [0, 0, 0, 0])
+        state = self._policy_state.setdefault(connection.id, [0] * 6)
         state[direction] = until
-        state[2 + direction] = _POLICY_NEVER if never else _POLICY_SKIP
+        state[2 + direction] = mode
+        state[4 + direction] = state[4 + direction] % 255 + 1
         frames = connection.conversation.protocol is ProtocolName.HTTP2
-        self._policies.set(_IDENTITY.pack(connection.id), _POLICY.pack(*state, frames))
+        self._policies.set(_IDENTITY.pack(connection.id), _POLICY.pack(*state[:4], frames, *state[4:]))
 
     def _tell(self, connection: Connection) -> None:
         conversation = connection.conversation

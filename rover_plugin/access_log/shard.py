@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Final, Protocol
 from rover_plugin.access_log.connection import Connection
 from rover_plugin.access_log.conversation import Conversation
 from rover_plugin.access_log.model import Call, Completeness, EndedBy, Operation, ProtocolName
-from rover_plugin.capture.records import CALL, CLOSE, HEADER, OPEN, OPEN_FAILED, CallClass, OpenCause, RecordKind
+from rover_plugin.access_log.protocols.analyzer import Framing
+from rover_plugin.capture.records import (
+    CALL,
+    CLOSE,
+    HEADER,
+    HOW_WALKED,
+    OPEN,
+    OPEN_FAILED,
+    CallClass,
+    OpenCause,
+    PolicyMode,
+    RecordKind,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +42,12 @@ _MAPPED: Final = bytes(10) + b"\xff\xff"  # RFC 4291 §2.5.5.2
 _WORTH_SKIPPING: Final = 32_768
 # A call smaller than this is rarely followed by much that can be skipped.
 _WORTH_ASKING: Final = 4096
+_FARTHEST: Final = 1 << 30
+_MODES: Final = {
+    Framing.HEAD: PolicyMode.SKIP,
+    Framing.CHUNK: PolicyMode.CHUNK,
+    Framing.FRAME: PolicyMode.FRAME,
+}
 # Stand-alone calls of a connection wait for company until a flush, or until there are this many.
 _LOOSE_BATCH: Final = 64
 # And until it is known what is spoken, or for so long: as the default of access_log.flush.period, for which all that
@@ -52,8 +70,8 @@ class ShardSink(Protocol):
     def gone(self, connection: Connection) -> None:
         """Nothing more will come of this connection."""
 
-    def policy(self, connection: Connection, direction: int, until: int, *, never: bool) -> None:
-        """Tells the kernel side the protocol, and to copy nothing before position `until`, or ever again."""
+    def policy(self, connection: Connection, direction: int, until: int, mode: PolicyMode) -> None:
+        """Tells the kernel side the protocol, and what is at position `until`: nothing before it is of use."""
 
 
 class Shard:
@@ -108,7 +126,7 @@ class Shard:
                 _,
                 call_class,
                 direction,
-                _,
+                flags,
                 lane,
                 sequence,
                 tgid,
@@ -134,14 +152,14 @@ class Shard:
                 connection.tgid = tgid
             at = start + _CALL_SIZE
             call = Call(_OPERATIONS[direction], call_class, enter_ns, exit_ns, size, True, position, opposite)  # noqa: FBT003 hot
-            connection.receive(direction, call, position, offset, bytes(data[at : at + captured]))
+            connection.receive(direction, call, position, offset, bytes(data[at : at + captured]), flags)
             conversation = connection.conversation
             if conversation.exchanges:
                 self._exchanges(connection)
             if conversation.loose or conversation.earlier:
                 self._loose(connection)
             if size >= _WORTH_ASKING or (conversation.deaf and not connection.muted >> direction & 1):
-                self._tell_policy(connection, direction, position + size)
+                self._tell_policy(connection, direction, position + size, flags & HOW_WALKED)
             return
         self._rare(data, start)
 
@@ -176,19 +194,32 @@ class Shard:
         connection.open_calls -= len(calls)
         self._sink.calls(connection, calls, protocol)
 
-    def _tell_policy(self, connection: Connection, direction: int, end: int) -> None:
-        unneeded = connection.conversation.unneeded(direction)
+    def _tell_policy(self, connection: Connection, direction: int, end: int, walked: int) -> None:
+        """Tells the kernel side where this direction is, unless it knows (`walked`) and is right."""
+        conversation = connection.conversation
+        unneeded = conversation.unneeded(direction)
         if unneeded < 0:
             if not connection.muted >> direction & 1:
                 connection.muted |= 1 << direction
-                self._sink.policy(connection, direction, 0, never=True)
-        elif unneeded >= _WORTH_SKIPPING:
-            # Positions wrap at 32 bits and "before" means the nearer half; a longer skip is told in steps.
-            self._sink.policy(connection, direction, (end + min(unneeded, 1 << 30)) & 0xFFFFFFFF, never=False)
-        elif connection.conversation.protocol is ProtocolName.HTTP2 and not connection.frames_told:
+                self._sink.policy(connection, direction, 0, PolicyMode.NEVER)
+            return
+        framing = conversation.framing(direction)
+        if walked:
+            if framing is Framing.LOST:
+                connection.held |= 1 << direction
+                self._sink.policy(connection, direction, 0, PolicyMode.COPY)
+        elif framing in _MODES and (framing is Framing.FRAME or unneeded >= _WORTH_SKIPPING):
+            # Positions wrap at 32 bits and "before" means the nearer half. What is farther is told when it is near.
+            if unneeded < _FARTHEST:
+                connection.held &= ~(1 << direction)
+                self._sink.policy(connection, direction, (end + unneeded) & 0xFFFFFFFF, _MODES[framing])
+        elif conversation.protocol is ProtocolName.HTTP2 and not connection.frames_told:
             # The kernel side knows HTTP/2 by its preface only, and a late one is told here: nothing is to be skipped.
             connection.frames_told = True
-            self._sink.policy(connection, direction, end & 0xFFFFFFFF, never=False)
+            self._sink.policy(connection, direction, 0, PolicyMode.ALL)
+        elif connection.held >> direction & 1 and framing is not Framing.LOST:
+            connection.held &= ~(1 << direction)
+            self._sink.policy(connection, direction, 0, PolicyMode.ALL)
 
     def _count_loss(self, lane: int, sequence: int, exit_ns: int) -> None:
         missing = (sequence - self._sequences.get(lane, 0) - 1) & 0xFFFFFFFF

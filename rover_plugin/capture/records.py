@@ -51,7 +51,23 @@ class CallClass(IntEnum):
     OTHER = 19
 
 
+class PolicyMode(IntEnum):
+    """`enum policy_mode` of bpf/maps.h: what a direction's bytes are copied for, from a position on."""
+
+    ALL = 0
+    SKIP = 1
+    NEVER = 2
+    CHUNK = 3
+    FRAME = 4
+    COPY = 5
+
+
 CALL_NAMES = tuple(item.name.lower() for item in CallClass)
+
+# flags of a call record
+HOW_WALKED = 1
+HOW_PIECES = 2
+HOW_CHUNKS = 4
 
 OPEN_FAILED = 1  # flags of an open record
 # flags of a close record
@@ -64,6 +80,10 @@ _HEADER_FORMAT = "<BBBBHxxIIQQQ"
 HEADER = Struct(_HEADER_FORMAT)
 # struct call_record: header, then size, offset, captured, position, opposite, tid
 CALL = Struct(_HEADER_FORMAT + "IIIIII")
+# struct call_piece: unseen, length
+PIECE = Struct("<II")
+# struct call_chunks: front, unseen, content, left
+CHUNKS = Struct("<IIII")
 # struct open_record: header, then local[16], remote[16], local_port, remote_port, family, cause, state, netns, error,
 # written, read, cookie
 OPEN = Struct(_HEADER_FORMAT + "16s16sHHHBBIiIIQ")

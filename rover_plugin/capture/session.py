@@ -48,6 +48,10 @@ class Statistic(IntEnum):
     FAULT = 7
 
 
+# Those that follow framing, and `enum tail` of bpf/maps.h.
+_WALKS = ("tail_head", "tail_chunks", "tail_frames")
+_TAILS = ("tail_messages", "tail_head", "tail_chunks", "tail_frames", "tail_message")
+
 _WATCH_DECIDED = _U32.pack(1)
 
 
@@ -63,6 +67,7 @@ class CaptureOptions:
         max_processes: processes watched at a time.
         max_threads: threads of theirs that have made a call.
         plain: read kernel memory by helper calls only, as kernels before 5.15 need it.
+        walk: follow framing (bpf/walk.h), as far as the kernel's verifier agrees.
     """
 
     shards: int = 2
@@ -72,6 +77,7 @@ class CaptureOptions:
     max_processes: int = MAX_PROCESSES
     max_threads: int = MAX_THREADS
     plain: bool = False
+    walk: bool = True
 
     def ring_pages(self) -> int:
         """Pages of one ring: a power of two."""
@@ -85,6 +91,7 @@ class Capture:
 
     Attributes:
         plain_reason: why the plain form was loaded though nobody asked for it; empty if it was not.
+        walk_reason: the same for the form that does not follow framing (bpf/walk.h).
     """
 
     def __init__(self, options: CaptureOptions, cancellation: Cancellation | None = None) -> None:
@@ -96,18 +103,8 @@ class Capture:
         self.options = options
         self._cancellation = cancellation
         self._present, self._missing = decide()
-        self.plain_reason = ""
-        try:
-            self._loaded = self._load(plain=options.plain)
-        except PrivilegeError:
-            raise
-        except CaptureError as error:
-            if options.plain:
-                raise
-            # One that does not take what is quicker may take what every kernel takes; if not, that is the error.
-            self.plain_reason = error.message
-            log.warning("bpf_plain", reason=error.message)
-            self._loaded = self._load(plain=True)
+        self.plain_reason = self.walk_reason = ""
+        self._loaded = self._load_best()
         maps = self._loaded.maps
         self._processes = Map(maps["processes"])
         self._connections = Map(maps["connections"])
@@ -117,11 +114,37 @@ class Capture:
         classes = Map(maps["call_classes"])
         for number, kind in call_classes().items():
             classes.set(_U32.pack(number), bytes([kind]))
-        Map(maps["tail_programs"]).set(_U32.pack(0), _U32.pack(self._loaded.programs["tail_messages"]))
+        tails = Map(maps["tail_programs"])
+        for index, name in enumerate(_TAILS):
+            if name in self._loaded.programs:
+                tails.set(_U32.pack(index), _U32.pack(self._loaded.programs[name]))
 
-    def _load(self, *, plain: bool) -> LoadedProgram:
+    def _load_best(self) -> LoadedProgram:
+        """Loads the form that costs least of those that this kernel takes."""
+        plain, walk = self.options.plain, self.options.walk
+        while True:
+            try:
+                return self._load(plain=plain, walk=walk)
+            except PrivilegeError:
+                raise
+            except CaptureError as error:
+                # One that does not take what is quicker may take what every kernel takes; if not, that is the error.
+                if walk and (plain or error.message.endswith(_WALKS)):
+                    walk = False
+                    self.walk_reason = error.message
+                    log.warning("bpf_no_walk", reason=error.message)
+                elif not plain:
+                    plain = True
+                    self.plain_reason = error.message
+                    log.warning("bpf_plain", reason=error.message)
+                else:
+                    raise
+
+    def _load(self, *, plain: bool, walk: bool) -> LoadedProgram:
         options = self.options
         missing = {probe.name for probe in self._missing}
+        if not walk:
+            missing |= set(_WALKS)
         pages = options.ring_pages()
         # A power of two, for the verifier's sake, and not more than a ring can ever take in one record.
         limit = 1 << (min(options.capture_limit, pages * os.sysconf("SC_PAGESIZE") // 4) - 1).bit_length()
@@ -141,6 +164,7 @@ class Capture:
                 "ALWAYS_COPY": min(_ALWAYS_COPY, limit),
                 "AGENT_TGID": os.getpid(),
                 "PLAIN": int(plain),
+                "WALK": int(walk),
                 "IO_URING": int("io_uring_complete" not in missing),
             },
             without=missing,

@@ -191,6 +191,11 @@ def programs(settings: Settings) -> Iterator[Finding]:
         yield Finding("bpf programs", Status.WARN, detail, "report it with what standard error says")
     else:
         yield Finding("bpf programs", Status.OK, "compile and load")
+    if capture.walk_reason:
+        detail = f"do not follow framing: large calls cost more, and sizes may be unknown: {capture.walk_reason}"
+        yield Finding("bpf walk", Status.WARN, detail, "report it with what standard error says")
+    else:
+        yield Finding("bpf walk", Status.OK, "follows the framing of HTTP/1 and HTTP/2 in calls of any size")
 
 
 def backend(settings: Settings) -> Iterator[Finding]:

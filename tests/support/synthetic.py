@@ -79,6 +79,14 @@ class Kernel:
         head = self._header(RecordKind.CALL, kind, direction, connection, tgid)
         return CALL.pack(*head, size, offset, len(data), position, positions[1 - direction], tgid) + data
 
+    def record(
+        self, connection: int, direction: Direction, size: int, offset: int, captured: bytes, flags: int
+    ) -> bytes:
+        """A call's record with bytes as the kernel side gives them."""
+        raw = bytearray(self.call(connection, direction, captured, unseen=size - offset - len(captured), offset=offset))
+        raw[3] = flags
+        return bytes(raw)
+
     def lose(self, connection: int, direction: Direction, size: int) -> None:
         """Moves `size` bytes with no record."""
         self.sequence += 1

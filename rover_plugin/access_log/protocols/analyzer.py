@@ -30,7 +30,8 @@ NOBODY: Final[Ends] = (None, None)
 class Framing(IntEnum):
     """What a side's next byte is once the bytes that need not be copied have passed."""
 
-    UNKNOWN = 0
+    LOST = -1  # nobody knows, though it has begun
+    UNKNOWN = 0  # bytes are in the middle of what is needed, or nothing is known yet
     HEAD = 1  # the first of an HTTP/1 message
     CHUNK = 2  # the CRLF after a chunk's content
     FRAME = 3  # the first of an HTTP/2 frame header

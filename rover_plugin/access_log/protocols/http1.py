@@ -88,7 +88,7 @@ _DONE = 11  # not HTTP/1's any more
 
 _COUNTED = frozenset((_LENGTH, _CHUNK_DATA, _CHUNK_END))
 _IN_CHUNKS = frozenset((_CHUNK_DATA, _CHUNK_END, _CHUNK_SIZE))
-_FRAMING = {_LENGTH: Framing.HEAD, _CHUNK_DATA: Framing.CHUNK}
+_FRAMING = {_LENGTH: Framing.HEAD, _CHUNK_DATA: Framing.CHUNK, _LOST: Framing.LOST}
 
 
 class _Half:
@@ -249,7 +249,7 @@ class Http1Analyzer:
     def framing(self, side: Side) -> Framing:
         """See `Analyzer.framing`."""
         half = self._response if side else self._request
-        return _FRAMING.get(half.state, Framing.UNKNOWN) if self.unneeded(side) > 0 else Framing.UNKNOWN
+        return _FRAMING.get(half.state, Framing.UNKNOWN)
 
     # Nearly all traffic: a call that carries one whole message, when nothing else is under way. These two do what the
     # general way does, in three quarters of its time; whatever is unusual, they leave to it.

@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from rover_plugin.access_log.conversation import Conversation
+from rover_plugin.access_log.parts import copied
 from rover_plugin.access_log.protocols.analyzer import Part
 from rover_plugin.access_log.redaction.http1 import Http1Redactor
 from rover_plugin.access_log.redaction.http2 import Http2Redactor
@@ -25,7 +26,7 @@ from rover_plugin.access_log.redaction.pieces import RecordedCall
 from rover_plugin.access_log.schedule import Schedule
 from rover_plugin.access_log.shard import Shard
 from rover_plugin.capture.recording import pack_records
-from rover_plugin.capture.records import CALL, HEADER, RecordKind
+from rover_plugin.capture.records import CALL, HEADER, PolicyMode, RecordKind
 from rover_plugin.discovery.table import Added, Removed, Updated
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class _Nowhere:
     def gone(self, connection: Connection) -> None:
         pass
 
-    def policy(self, connection: Connection, direction: int, until: int, *, never: bool) -> None:
+    def policy(self, connection: Connection, direction: int, until: int, mode: PolicyMode) -> None:
         pass
 
 
@@ -118,16 +119,24 @@ class ShardRedactor:
         self._shard = Shard(_Nowhere(), options.max_connections, lambda role: RedactingConversation(role, self._outs))
         self._schedule = Schedule(self._shard, options.exchange_timeout_s)
 
-    def take(self, record: bytes) -> tuple[bytes, bytearray]:
-        """What may be seen of a record: its head now, and the rest as far as is known when it is written."""
+    def take(self, record: bytes) -> list[bytes | bytearray]:
+        """What may be seen of a record, in parts: what is said in it, as far as is known when it is written."""
         self._outs.clear()
         self._shard.handle(memoryview(record), 0, len(record))
         if record[0] in _NO_BYTES:
-            return record, bytearray()
-        head = CALL.size if record[0] == RecordKind.CALL else HEADER.size
-        size = len(record) - head
-        out = self._outs[0] if self._outs and len(self._outs[0]) == size else bytearray(size)
-        return record[:head], out
+            return [record]
+        if record[0] != RecordKind.CALL:
+            return [record[: HEADER.size], bytes(len(record) - HEADER.size)]
+        shown: list[bytes | bytearray] = []
+        outs = [out for out in self._outs if out]
+        where = [found for found in copied(record[3], record[CALL.size :]) if found.start < found.stop]
+        known = [len(out) for out in outs] == [found.stop - found.start for found in where]
+        at = 0
+        for index, found in enumerate(where):
+            start, stop = CALL.size + found.start, CALL.size + found.stop
+            shown += (record[at:start], outs[index] if known else bytes(stop - start))
+            at = stop
+        return [*shown, record[at:]]
 
     def pass_time(self, now_ns: int) -> None:
         """Lets go of what nobody waits for any more."""
@@ -151,10 +160,10 @@ class Redaction:
     def batch(self, batch: Batch) -> None:
         """See `RecordingWriter.batch`."""
         redactor = self._shards[batch.shard]
-        redacted: list[tuple[bytes, bytearray]] = []
+        redacted: list[list[bytes | bytearray]] = []
         batch.each(lambda data, start, end: redacted.append(redactor.take(data[start:end].tobytes())))
         redactor.pass_time(batch.read_ns)
-        size = sum(len(out) for _, out in redacted)
+        size = sum(len(part) for parts in redacted for part in parts)
         self._hold(batch.read_ns, size, partial(self._write, replace(batch, records=b""), redacted))
 
     def processes(self, read_ns: int, changes: Iterable[Change]) -> None:
@@ -176,8 +185,8 @@ class Redaction:
             self._release()
         self._writer.close(now_ns, counts)
 
-    def _write(self, batch: Batch, redacted: list[tuple[bytes, bytearray]]) -> None:
-        self._writer.batch(replace(batch, records=pack_records(head + out for head, out in redacted)))
+    def _write(self, batch: Batch, redacted: list[list[bytes | bytearray]]) -> None:
+        self._writer.batch(replace(batch, records=pack_records(b"".join(parts) for parts in redacted)))
 
     def _hold(self, read_ns: int, size: int, write: Callable[[], None]) -> None:
         self._held.append((read_ns, size, write))

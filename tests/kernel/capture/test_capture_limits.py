@@ -88,7 +88,7 @@ def test_http2_is_copied_whole_from_its_preface_on(writer: Callable[..., CallRec
 def test_http2_that_user_space_has_found_is_copied_whole(wide: Recorder, writer: Callable[..., CallRecord]) -> None:
     first = writer(b"head")
     policies = Map(wide.capture.policies_descriptor)
-    policies.set(struct.pack("=Q", first.connection), struct.pack("=IIBBB5x", 0, 0, 0, 0, 1))
+    policies.set(struct.pack("=Q", first.connection), struct.pack("=IIBBBBB3x", 0, 0, 0, 0, 1, 0, 1))
     assert writer(b"x" * LARGE).captured == LARGE
 
 
@@ -96,7 +96,7 @@ def test_bytes_that_are_not_needed_are_left_out(wide: Recorder, writer: Callable
     first = writer(b"head")
     until = (first.position + first.size + LARGE + 1000) & 0xFFFFFFFF
     policies = Map(wide.capture.policies_descriptor)
-    policies.set(struct.pack("=Q", first.connection), struct.pack("=IIBBB5x", 0, until, 0, 1, 0))
+    policies.set(struct.pack("=Q", first.connection), struct.pack("=IIBBBBB3x", 0, until, 0, 1, 0, 0, 1))
     assert writer(b"x" * LARGE).captured == 0
     second = writer(b"x" * LARGE)
     assert (second.offset, second.captured) == (1000, CONTINUED)

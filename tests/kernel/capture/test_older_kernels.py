@@ -63,3 +63,23 @@ def test_a_kernel_that_refuses_the_quick_form_gets_the_plain_one(monkeypatch: py
     assert asked == [0, 1]
     assert "on_sys_exit" in capture.program_descriptors
     capture.close()
+
+
+def test_a_kernel_that_refuses_to_walk_does_without(monkeypatch: pytest.MonkeyPatch, mover: Mover) -> None:
+    real, asked = session.load, []
+
+    def load(name: str, defines: Mapping[str, str | int], **options: bool) -> LoadedProgram:
+        asked.append((defines["PLAIN"], defines["WALK"]))
+        if defines["WALK"]:
+            refused = "the kernel refuses the BPF program tail_chunks"
+            raise CaptureError(refused)
+        return real(name, defines, **options)
+
+    monkeypatch.setattr(session, "load", load)
+    with Recorder(CaptureOptions()) as recorder:
+        assert asked == [(0, 1), (0, 0)]
+        assert "tail_chunks" in recorder.capture.walk_reason
+        recorder.listen_to(mover.pid)
+        truth = mover.move(4, "sendmmsg", "recvmmsg", "one", SIZE)
+        seen = recorder.until_closed(truth.client_port, truth.server_port)
+        assert b"".join(call.data for call in seen.moved(1)) == pattern(SIZE)

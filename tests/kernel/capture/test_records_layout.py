@@ -23,6 +23,8 @@ HEADER = ["kind", "call", "direction", "flags", "lane", "sequence", "tgid", "con
 STRUCTS = {
     "record_header": (records.HEADER, HEADER),
     "call_record": (records.CALL, [*HEADER, *["size", "offset", "captured", "position", "opposite", "tid"]]),
+    "call_piece": (records.PIECE, ["unseen", "length"]),
+    "call_chunks": (records.CHUNKS, ["front", "unseen", "content", "left"]),
     "open_record": (
         records.OPEN,
         [

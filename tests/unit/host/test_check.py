@@ -279,6 +279,7 @@ def test_a_backend_that_access_logs_or_processes_go_to_must_be_there(refusing: s
 
 def test_programs_that_load_only_in_the_plain_form_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     class Fallback:
+        walk_reason = "the kernel refuses the BPF program tail_chunks"
         plain_reason = "bcc 0.31.0 does not compile the BPF source for this kernel"
 
         def __init__(self, _: object) -> None: ...
@@ -287,7 +288,9 @@ def test_programs_that_load_only_in_the_plain_form_are_a_warning(monkeypatch: py
 
     monkeypatch.setattr(check, "may_load_bpf", lambda _: True)
     monkeypatch.setattr(session, "Capture", Fallback)
-    (finding,) = check.programs(CONSOLE)
+    finding, walk = check.programs(CONSOLE)
+    assert (walk.name, walk.status) == ("bpf walk", check.Status.WARN)
+    assert "tail_chunks" in walk.detail
     assert finding.status is Status.WARN
     assert Fallback.plain_reason in finding.detail
 

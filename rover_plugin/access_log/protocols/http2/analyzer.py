@@ -195,8 +195,10 @@ class Http2Analyzer:
     def framing(self, side: Side) -> Framing:
         """See `Analyzer.framing`."""
         direction = self._directions[side]
-        lost = direction.seeker is not None or direction.preface or direction.partial
-        return Framing.UNKNOWN if lost or self.protocol is ProtocolName.TCP else Framing.FRAME
+        if direction.seeker is not None:
+            return Framing.LOST
+        cut = direction.preface or direction.partial
+        return Framing.UNKNOWN if cut or self.protocol is ProtocolName.TCP else Framing.FRAME
 
     # From calls to frames
 

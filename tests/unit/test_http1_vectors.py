@@ -17,6 +17,7 @@ import pytest
 
 from rover_plugin.access_log import conversation as detecting
 from rover_plugin.access_log.model import Call, Direction, Operation, Role
+from rover_plugin.access_log.protocols import texts
 from tests.support.http1 import Conversation, framing
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def test_gunicorns_valid_requests(name: str) -> None:
     # gunicorn stops where a connection is to be closed, and may make methods upper case.
     said = [((item.method or "").upper(), item.path, item.request_body_bytes) for item in exchanges]
     expected = [
-        (item["method"].upper(), _path(item["target"], item["method"]), item["body"]) for item in vector["expected"]
+        (item["method"].upper(), _path(item["target"], item["method"])[: texts.MAX_PATH], item["body"])
+        for item in vector["expected"]
     ]
     assert said[: len(expected)] == expected
     for exchange, item in zip(exchanges, vector["expected"], strict=False):

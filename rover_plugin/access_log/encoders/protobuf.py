@@ -76,7 +76,8 @@ _WRITE_SYSCALLS: Final = tuple(_WRITES.get(call, pb.Write) for call in CallClass
 _READ: Final = Operation.READ
 _WRITE: Final = Operation.WRITE
 
-# Words that come again and again are serialised once; when there are too many different ones, all are forgotten.
+# Words that come again and again are serialised once; when there are too many different ones, all are forgotten. An
+# entry holds what the backend keeps of a path and a host, twice: at most some 2 KB, 8 MB in all.
 _MOST_WORDS: Final = 4096
 
 
@@ -157,7 +158,8 @@ class ProtobufEncoder:
         numbers = self._numbers.SerializeToString()
         parts += (_PROTOCOL_LOG[len(numbers)], numbers)
         if exchange.trace is None:
-            names = exchange.path, exchange.host
+            path = exchange.path
+            names = path[:MAX_PATH] if path and len(path) > MAX_PATH else path, exchange.host
             words = self._words.get(names)
             if words is None:
                 if len(self._words) >= _MOST_WORDS:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from rover_plugin.access_log.protocols import trace_context
+from rover_plugin.access_log.protocols import texts, trace_context
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -185,6 +185,9 @@ def parse_request(head: bytes) -> RequestHead | None:
         position = lowered.find(b"\ncontent-length", line_end)
         content = 0 if position < 0 else _length(lowered, position, line_end, 0)
     trace = trace_context.extract(found.get) if found else None
+    if len(path) > texts.MAX_PATH or (host is not None and len(host) > texts.MAX_HOST):
+        host_text = None if host is None else texts.text(host, texts.MAX_HOST)
+        return method, texts.text(path, texts.MAX_PATH), host_text, content, trace
     try:
         return method, path.decode(), None if host is None else host.decode(), content, trace
     except UnicodeDecodeError:
@@ -215,14 +218,16 @@ def _value(head: bytes, start: int) -> bytes:
     end = head.find(b"\n", start)
     if end < 0:
         end = len(head)
-    value = head[start:end].strip()
+    if head[end + 1 : end + 2] not in (b" ", b"\t"):
+        return head[start:end].strip()
+    lines = [head[start:end].strip()]  # joined once: a head may be thousands of folded lines
     while head[end + 1 : end + 2] in (b" ", b"\t"):
         start = end + 1
         end = head.find(b"\n", start)
         if end < 0:
             end = len(head)
-        value = (value + b" " + head[start:end].strip()).strip()
-    return value
+        lines.append(head[start:end].strip())
+    return b" ".join(filter(None, lines))
 
 
 def _length(lowered: bytes, position: int, start: int, absent: int) -> int:

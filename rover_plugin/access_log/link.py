@@ -7,6 +7,8 @@ Only one way, except that closing the main process's end asks the worker to fini
 from __future__ import annotations
 
 import json
+import select
+import time
 from collections import deque
 from enum import IntEnum
 from struct import Struct
@@ -67,8 +69,8 @@ class Channel(Protocol):
     def send(self, datagram: bytes, /) -> int:
         """Sends a datagram, or raises BlockingIOError."""
 
-    def settimeout(self, timeout_s: float, /) -> None:
-        """How long `send` may take."""
+    def fileno(self) -> int:
+        """What `poll` waits for."""
 
 
 class LinkWriter:
@@ -195,13 +197,16 @@ class LinkWriter:
     def drain(self, timeout_s: float) -> None:
         """Sends everything, waiting up to `timeout_s` seconds for the other side."""
         self._cut()
-        self._channel.settimeout(timeout_s)
-        try:
-            while self._waiting:
-                self._send_first()
-            self._channel.settimeout(0)
-        except OSError:
-            self.broken = True
+        until = time.monotonic() + timeout_s
+        # A timeout of the socket's own would take an ioctl, which a confined worker may not make.
+        poll = select.poll()
+        self._send()
+        while self._waiting and not self.broken:
+            poll.register(self._channel.fileno(), select.POLLOUT)
+            if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
+                self.broken = True
+                return
+            self._send()
 
 
 def read_items(datagram: bytes) -> Iterator[tuple[int, int, int, int, int, bytes]]:

@@ -81,8 +81,8 @@ class _DirectChannel:
         self._replay.deliver(datagram)
         return len(datagram)
 
-    def settimeout(self, timeout_s: float, /) -> None:
-        pass
+    def fileno(self) -> int:
+        return -1  # it always takes everything
 
 
 @dataclass(slots=True)

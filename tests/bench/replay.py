@@ -47,8 +47,8 @@ class Nowhere:
     def send(self, datagram: bytes, /) -> int:
         return len(datagram)
 
-    def settimeout(self, timeout_s: float, /) -> None:
-        pass
+    def fileno(self) -> int:
+        return -1
 
     def set(self, key: bytes, value: bytes) -> None:
         pass

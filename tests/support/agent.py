@@ -96,6 +96,7 @@ class Agent:
         code = self._process.wait(timeout_s)
         if self._reader is not None:
             self._reader.join(5)
+        assert "Traceback (most recent call last):\n" not in self.text, "".join(self.text)
         return code
 
     def kill(self) -> None:

@@ -69,8 +69,8 @@ class Socket:
         self._resolver.take(datagram, 0, self._worker)
         return len(datagram)
 
-    def settimeout(self, timeout_s: float, /) -> None:
-        pass
+    def fileno(self) -> int:
+        return -1  # nobody waits for it
 
 
 class Policies:

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from rover_plugin.access_log.address_book import AddressBook
 from rover_plugin.access_log.hub import Hub
-from rover_plugin.access_log.link import LinkWriter
+from rover_plugin.access_log.link import LinkWriter, read_items
 from rover_plugin.access_log.model import Direction
 from rover_plugin.access_log.outputs.console import ConsoleOutput
 from rover_plugin.access_log.resolver import FOREVER_NS
@@ -126,6 +126,30 @@ def test_whatever_a_fragment_holds_the_hub_goes_on_and_every_log_is_accounted_fo
         ends = [stands.exported, *stands.lost.values(), *stands.filtered.values()]
         kernel, protocol = sum(both.kernel for both in ends), sum(both.protocol for both in ends)
         assert (kernel, protocol) == (len(fragments), sum(logs for _, logs in fragments))
+
+
+def test_a_worker_that_ends_waits_for_a_main_process_that_is_slow_and_not_for_ever() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(10)
+    theirs.settimeout(0)
+    link = LinkWriter(theirs, 100_000)
+    for _ in range(200):
+        link.fragment(1, 0, 1, 0, bytes(30_000))
+    link.flush()
+    assert link.waiting_messages
+    link.drain(0.05)
+    assert link.broken
+
+    link.broken = False
+    received: list[bytes] = []
+    reader = threading.Thread(target=lambda: received.extend(iter(lambda: ours.recv(1 << 16), b"")))
+    reader.start()
+    link.drain(10)
+    assert (link.broken, link.waiting_messages) == (False, 0)
+    theirs.close()
+    reader.join()
+    ours.close()
+    assert sum(len(list(read_items(datagram))) for datagram in received) == 200
 
 
 def test_an_output_whose_tick_fails_ends_neither_hub_nor_others() -> None:

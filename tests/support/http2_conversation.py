@@ -201,16 +201,17 @@ def _note(seen: Seen, side: Side, fields: Iterable[tuple[bytes, bytes]], size: i
 
 
 class Feeder:
-    """Feeds an analyser as a watched server would see it, one call a piece, and keeps the calls."""
+    """Feeds an analyser as a watched server (or client) would see it, one call a piece, and keeps the calls."""
 
-    def __init__(self, analyzer: Http2Analyzer) -> None:
+    def __init__(self, analyzer: Http2Analyzer, *, client: bool = False) -> None:
         self.analyzer = analyzer
+        self.client = client
         self.calls: list[Call] = []
         self.now = 1000
 
     def call(self, side: Side, size: int) -> Call:
-        """A new call: the server reads requests and writes responses."""
-        operation = Operation.READ if side is Side.REQUEST else Operation.WRITE
+        """A new call: the server reads requests and writes responses, the client the other way round."""
+        operation = Operation.READ if (side is Side.REQUEST) is not self.client else Operation.WRITE
         self.now += 10
         made = Call(operation, 0, self.now - 5, self.now, size)
         self.calls.append(made)

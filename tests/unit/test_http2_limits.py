@@ -10,7 +10,7 @@ import pytest
 from rover_plugin.access_log.model import Completeness, ProtocolName, Side
 from rover_plugin.access_log.protocols.http2 import Http2Analyzer
 from rover_plugin.access_log.protocols.http2.analyzer import MAX_HEADER_BLOCK, MAX_SKIPPED, MAX_STREAMS
-from tests.support.http2_conversation import PREFACE, Feeder, frame, get, seeded
+from tests.support.http2_conversation import PREFACE, Feeder, frame, get, post, seeded
 from tests.support.http2_wire import CONTINUATION, HEADERS, Wire, data, reset, settings
 
 
@@ -66,9 +66,8 @@ def test_rapid_resets_keep_nothing() -> None:
     assert len(feeder.finish()) == 2000
 
 
-@pytest.mark.parametrize("joined", [True, False])
-def test_bytes_that_are_no_frames_are_given_up_after_a_while(joined: bool) -> None:
-    feeder, source = _started(joined=joined), seeded(3)
+def test_bytes_that_are_no_frames_are_given_up_after_a_while() -> None:
+    feeder, source = _started(joined=True), seeded(3)
     fed = 0
     while feeder.analyzer.protocol is not ProtocolName.TCP:
         feeder.feed(Side.REQUEST, source.randbytes(8192))
@@ -77,6 +76,34 @@ def test_bytes_that_are_no_frames_are_given_up_after_a_while(joined: bool) -> No
     assert feeder.analyzer.errors["gave_up"] == 1
     assert feeder.analyzer.unneeded(Side.REQUEST) == -1
     assert feeder.finish() == []
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_what_was_seen_to_be_http_2_is_never_given_up(*, joined: bool) -> None:
+    feeder, source, wire = _started(joined=joined), seeded(3), Wire(begins=False)
+    for stream_id in (1, 3, 5):
+        feeder.feed(Side.REQUEST, wire.request(stream_id, get("/before")))
+        feeder.feed(Side.RESPONSE, wire.response(stream_id))
+    feeder.analyzer.gap(Side.REQUEST, -1)
+    for _ in range(MAX_SKIPPED * 2 // 65_536):
+        feeder.feed(Side.REQUEST, source.randbytes(65_536), unseen=1 << 20)
+    for stream_id in (7, 9, 11):
+        feeder.feed(
+            Side.REQUEST, Wire(begins=False).request(stream_id, post("/after"), end=False) + data(stream_id, end=True)
+        )
+        feeder.feed(Side.RESPONSE, wire.response(stream_id))
+    found = {exchange.stream_id: exchange for exchange in feeder.finish()}
+    assert feeder.analyzer.protocol is ProtocolName.HTTP2
+    assert [found[n].path for n in (7, 9, 11)] == ["/after"] * 3
+
+
+def test_a_connection_given_up_says_of_no_request_that_it_was_not_answered() -> None:
+    feeder = _started(joined=True)
+    feeder.feed(Side.REQUEST, frame(HEADERS, 0x5, 1, b"\xbe") * 2)  # nobody knows what it asks
+    for _ in range(2 * MAX_SKIPPED // 8192):
+        feeder.feed(Side.RESPONSE, seeded(4).randbytes(8192))
+    assert feeder.analyzer.protocol is ProtocolName.TCP
+    assert Completeness.NO_RESPONSE not in {exchange.completeness for exchange in feeder.finish()}
 
 
 def test_false_boundaries_again_and_again_are_given_up() -> None:

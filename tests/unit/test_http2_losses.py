@@ -6,9 +6,10 @@ from __future__ import annotations
 import pytest
 
 from rover_plugin.access_log.model import Completeness, Exchange, Side
+from rover_plugin.access_log.protocols.analyzer import Part
 from rover_plugin.access_log.protocols.http2 import Http2Analyzer
-from tests.support.http2_conversation import PREFACE, Feeder, Headers, get, post
-from tests.support.http2_wire import Wire, data, headers, one, settings
+from tests.support.http2_conversation import PREFACE, Feeder, Headers, frame, get, post
+from tests.support.http2_wire import MAX_FRAME_SIZE, Wire, data, goaway, headers, one, reset, settings
 
 
 class Talk:
@@ -208,3 +209,74 @@ def test_a_response_recorded_before_its_request_is_paired_with_it() -> None:
     talk.up(talk.wire.request(1, get("/late")))
     exchange = one(list(talk.finish().values()))
     assert (exchange.path, exchange.status, exchange.completeness) == ("/late", 200, Completeness.COMPLETE)
+
+
+def test_a_second_loss_in_the_body_of_a_response_that_began_after_a_first() -> None:
+    talk = Talk()
+    talk.up(talk.wire.request(1, get("/twice")), talk.wire.request(3, get("/other")))
+    talk.lose(Side.RESPONSE, settings())
+    talk.down(headers(1, b"\x88", end=False), data(1, bytes(100)), settings())
+    talk.lose(Side.RESPONSE, data(1, bytes(100)))
+    talk.down(data(1, bytes(100), end=True), headers(3, b"\x88"), settings())
+    found = talk.finish()
+    assert (found[1].status, found[1].response_body_bytes, found[1].completeness) == (200, 200, Completeness.GAP)
+    assert (found[3].status, found[3].completeness) == (200, Completeness.COMPLETE)
+
+
+def test_a_request_made_while_the_response_side_is_lost_was_not_left_unanswered() -> None:
+    talk = Talk()
+    talk.lose(Side.RESPONSE, settings())
+    talk.up(talk.wire.request(1, get("/during")))
+    talk.down(b"\xff" * 40)
+    assert talk.finish()[1].completeness is Completeness.GAP
+    talk = Talk()
+    talk.lose(Side.RESPONSE, settings())
+    talk.up(talk.wire.request(1, get("/during")))
+    talk.down(b"\xff" * 40, settings(), settings(), settings())
+    talk.up(talk.wire.request(3, get("/after")))
+    found = talk.finish()
+    assert found[1].completeness is Completeness.GAP
+    assert found[3].completeness is Completeness.NO_RESPONSE
+
+
+FRAMES = {
+    "padded DATA": (Side.RESPONSE, data(1, bytes(500), pad=100, end=True)),
+    "RST_STREAM": (Side.RESPONSE, reset(1)),
+    "SETTINGS": (Side.RESPONSE, settings((MAX_FRAME_SIZE, 1 << 20), (3, 100))),
+    "GOAWAY": (Side.RESPONSE, goaway(1)),
+    "PUSH_PROMISE": (Side.RESPONSE, frame(5, 0x4, 1, b"\0\0\0\2\x82\x84\x86\x41\x01h")),
+    "PUSH_PROMISE, to be continued": (Side.RESPONSE, frame(5, 0, 1, b"\0\0\0\2\x82\x84") + frame(9, 0x4, 1, b"\x86")),
+    "PING": (Side.RESPONSE, frame(6, 0, 0, bytes(8))),
+    "WINDOW_UPDATE": (Side.REQUEST, frame(8, 0, 0, b"\0\0\1\0")),
+}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_of_any_frame_the_header_alone_is_enough_to_find_the_next(name: str) -> None:
+    """Every payload but those of header blocks may be left out of the copy."""
+    side, written = FRAMES[name]
+    size = 9 + int.from_bytes(written[:3])
+    for seen in range(9, size):
+        talk = Talk()
+        talk.up(talk.wire.request(1, post("/first"), end=False), data(1, bytes(100_000))[:60])
+        talk.feeder.analyzer.gap(Side.REQUEST, 100_009 - 60, recorded=True)
+        talk.down(headers(1, b"\x88", end=False))
+        call = talk.feeder.call(side, len(written) + 20)
+        after = data(1, b"", end=True) if side is Side.RESPONSE else data(1, b"")
+        talk.feeder.analyzer.receive(side, call, written[:seen], size - seen, [Part(written[size:] + after, 0)])
+        talk.exchange(3, "/next")
+        found = talk.finish()
+        assert (found[3].path, found[3].status, found[3].completeness) == ("/next", 200, Completeness.COMPLETE)
+        assert not talk.feeder.analyzer.errors
+        body = found[1].response_body_bytes
+        assert 500 <= body <= 600 if name == "padded DATA" else body == 0
+        assert found[1].completeness is Completeness.TRUNCATED
+
+
+def test_a_header_block_that_is_cut_together_with_what_follows_gives_what_was_before() -> None:
+    talk = Talk()
+    request = talk.wire.request(1, get("/long", "host.test", x="v" * 3000))
+    talk.feeder.feed(Side.REQUEST, request[:1000], unseen=len(request) - 1000 + 5000)
+    talk.down(talk.wire.response(1))
+    exchange = talk.finish()[1]
+    assert (exchange.path, exchange.status, exchange.completeness) == ("/long", 200, Completeness.TRUNCATED)

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import pytest
 
-from rover_plugin.access_log.model import Completeness, Side
-from tests.support.http2_conversation import get, post
-from tests.support.http2_wire import Wire, data, goaway, one, reset
+from rover_plugin.access_log.model import Completeness, EndedBy, Side
+from rover_plugin.access_log.protocols.http2 import Http2Analyzer
+from rover_plugin.access_log.protocols.http2.analyzer import MAX_STREAMS
+from tests.support.http2_conversation import PREFACE, Feeder, get, post
+from tests.support.http2_wire import Wire, data, goaway, headers, one, reset, settings
 
 
 @pytest.mark.parametrize("status", [200, 204, 304, 404])
@@ -15,10 +17,11 @@ from tests.support.http2_wire import Wire, data, goaway, one, reset
 def test_responses_without_a_body_end_with_their_headers(method: str, status: int) -> None:
     wire = Wire()
     wire.up(wire.request(1, [(":method", method), *get("/nothing")[1:]]))
-    wire.down(wire.response(1, status, [("content-length", "5")]))
+    empty = method == "HEAD" or status in {204, 304}
+    wire.down(wire.response(1, status, [("content-length", "5" if empty else "0")]))
     exchange = one(wire.finish())
     assert (exchange.method, exchange.status, exchange.response_body_bytes) == (method, status, 0)
-    assert exchange.completeness is Completeness.COMPLETE
+    assert (exchange.completeness, exchange.ended_by) == (Completeness.COMPLETE, None)
 
 
 def test_end_stream_on_headers_data_empty_data_and_trailers_of_either_side() -> None:
@@ -85,7 +88,7 @@ def test_a_response_that_ends_early_and_a_reset_that_stops_the_request() -> None
     wire.down(wire.response(1, 413), reset(1, 0))
     exchange = one(wire.finish())
     assert (exchange.status, exchange.request_body_bytes) == (413, 2)
-    assert exchange.completeness is Completeness.COMPLETE
+    assert (exchange.completeness, exchange.ended_by) == (Completeness.TRUNCATED, EndedBy.LOCAL)
 
 
 @pytest.mark.parametrize("side", list(Side))
@@ -97,6 +100,7 @@ def test_a_reset_before_the_response_ends_the_exchange_without_one(side: Side) -
     wire.down(wire.response(3))
     first, second = wire.finish()
     assert (first.path, first.status, first.completeness) == ("/reset", None, Completeness.NO_RESPONSE)
+    assert first.ended_by is (EndedBy.REMOTE if side is Side.REQUEST else EndedBy.LOCAL)
     assert (second.path, second.status, second.completeness) == ("/next", 200, Completeness.COMPLETE)
 
 
@@ -109,6 +113,8 @@ def test_a_reset_in_the_middle_of_the_body_ends_the_exchange_with_what_there_was
     wire.down(data(1, b"late"))
     exchange = one(wire.finish())
     assert (exchange.status, exchange.response_body_bytes) == (200, 5)
+    assert exchange.completeness is Completeness.TRUNCATED
+    assert exchange.ended_by is (EndedBy.REMOTE if side is Side.REQUEST else EndedBy.LOCAL)
 
 
 def test_frames_on_a_stream_that_was_reset_are_nobody_s_and_keep_the_table_right() -> None:
@@ -172,3 +178,103 @@ def test_a_request_nobody_answers_is_let_go_when_it_is_old_and_another_is_not() 
 
 def _assert_paths(exchanges: list[object], paths: list[str]) -> None:
     assert [exchange.path for exchange in exchanges] == paths  # type: ignore[attr-defined]
+
+
+# Who ends what: (what happens, label, ended by) after a request with half of its content, or with all of it.
+BOTH = (EndedBy.REMOTE, EndedBy.LOCAL)
+CUTS = [
+    ("request", "", Completeness.NO_RESPONSE, EndedBy.LOCAL),
+    ("request", "head", Completeness.TRUNCATED, EndedBy.LOCAL),
+    ("request", "part", Completeness.TRUNCATED, EndedBy.LOCAL),
+    ("request", "whole", Completeness.COMPLETE, None),
+    ("half", "", Completeness.NO_RESPONSE, EndedBy.LOCAL),
+    ("half", "part", Completeness.TRUNCATED, EndedBy.LOCAL),
+    ("half", "whole", Completeness.TRUNCATED, EndedBy.REMOTE),
+]
+
+
+@pytest.mark.parametrize(("request_", "response", "label", "ended_by"), CUTS)
+def test_the_connection_s_end_cuts_what_is_open(
+    request_: str, response: str, label: Completeness, ended_by: EndedBy | None
+) -> None:
+    wire, feeder = Wire(begins=False), Feeder(Http2Analyzer(joined=False))
+    body = data(1, b"1234", end=request_ == "request")
+    feeder.feed(Side.REQUEST, PREFACE + settings() + wire.request(1, post("/cut"), end=False) + body)
+    answer = wire.response(1, 200, end=False)
+    more = {"": b"", "head": answer, "part": answer + data(1, b"12345"), "whole": answer + data(1, b"1", end=True)}
+    feeder.feed(Side.RESPONSE, settings() + more[response])
+    feeder.analyzer.close(feeder.now, BOTH)
+    exchange = one(feeder.finish())
+    assert (exchange.completeness, exchange.ended_by) == (label, ended_by)
+    assert exchange.request_body_bytes == 4
+    assert exchange.response_body_bytes == {"": 0, "head": 0, "part": 5, "whole": 1}[response]
+
+
+@pytest.mark.parametrize("client", [False, True])
+@pytest.mark.parametrize("side", list(Side))
+def test_who_reset_a_stream_or_went_away_is_told_from_the_call_that_moved_the_frame(
+    side: Side, *, client: bool
+) -> None:
+    wire, feeder = Wire(begins=False), Feeder(Http2Analyzer(joined=False), client=client)
+    feeder.feed(Side.REQUEST, PREFACE + settings() + wire.request(1) + wire.request(3) + wire.request(5))
+    feeder.feed(Side.RESPONSE, wire.response(1, 200, end=False) + data(1, b"123"))
+    feeder.feed(side, reset(1) + reset(3))
+    feeder.feed(Side.RESPONSE, goaway(3))
+    local = (side is Side.REQUEST) is client
+    by = EndedBy.LOCAL if local else EndedBy.REMOTE
+    server = EndedBy.REMOTE if client else EndedBy.LOCAL
+    assert [(e.stream_id, e.completeness, e.ended_by) for e in feeder.finish()] == [
+        (1, Completeness.TRUNCATED, by),
+        (3, Completeness.NO_RESPONSE, by),
+        (5, Completeness.NO_RESPONSE, server),
+    ]
+
+
+LENGTHS = [
+    (b"12345", Completeness.COMPLETE),
+    (b"1234", Completeness.TRUNCATED),
+    (b"", Completeness.TRUNCATED),
+    (b"123456", Completeness.COMPLETE),  # malformed (RFC 9113 §8.1.1), but all of it was seen
+]
+
+
+@pytest.mark.parametrize("trailers", [False, True])
+@pytest.mark.parametrize(("body", "label"), LENGTHS)
+@pytest.mark.parametrize("side", list(Side))
+def test_less_content_than_was_announced_is_cut_short(
+    side: Side, body: bytes, label: Completeness, *, trailers: bool
+) -> None:
+    announced = [("content-length", "5")]
+    wire = Wire()
+    parts = [data(1, body[:2], pad=3), data(1, body[2:], end=not trailers)]
+    if side is Side.REQUEST:
+        wire.up(wire.request(1, post("/") + announced, end=False), *parts)
+        if trailers:
+            wire.up(_trailers(wire, Side.REQUEST, 1))
+        wire.down(wire.response(1))
+    else:
+        wire.up(wire.request(1))
+        wire.down(wire.response(1, 200, announced, end=False), *parts)
+        if trailers:
+            wire.down(_trailers(wire, Side.RESPONSE, 1))
+    exchange = one(wire.finish())
+    assert exchange.completeness is label
+    by = EndedBy.REMOTE if side is Side.REQUEST else EndedBy.LOCAL
+    assert exchange.ended_by is (by if label is Completeness.TRUNCATED else None)
+
+
+@pytest.mark.parametrize("value", ["", "-1", "5, 5", "+5", "\u0665", "9" * 30, "0x5"])
+def test_an_announced_length_that_is_none_says_nothing(value: str) -> None:
+    wire = Wire()
+    wire.up(wire.request(1))
+    wire.down(wire.response(1, 200, [("content-length", value)]))
+    assert one(wire.finish()).completeness is Completeness.COMPLETE
+
+
+def test_a_stream_that_gives_way_to_others_was_not_left_unanswered() -> None:
+    feeder = Feeder(Http2Analyzer(joined=False))
+    feeder.feed(Side.REQUEST, PREFACE + settings())
+    feeder.feed(Side.REQUEST, b"".join(headers(n, b"\x82\x84\x86") for n in range(1, 2 * MAX_STREAMS + 3, 2)))
+    first = feeder.analyzer.exchanges[0]
+    assert (first.stream_id, first.completeness, first.ended_by) == (1, Completeness.TRUNCATED, EndedBy.AGENT)
+    feeder.finish()

@@ -16,8 +16,11 @@ responses), without padding and priority fields. Body bytes are DATA payload wit
 At most `MAX_CALLS` calls belong to an exchange or to one report of it; the further ones are `loose`, the times and
 sizes go on.
 
-An exchange ends when both sides have ended the stream, at RST_STREAM, or when the server's GOAWAY disowns it. A stream
-reset, or cut by the connection's end, after its response began keeps the label of what was seen of it.
+An exchange ends when both sides have ended the stream, at RST_STREAM, or when the server's GOAWAY disowns it. It is
+complete if both sides ended it, with all the content they announced (§8.1.1); `ended_by` says who cut it short.
+
+What nobody saw may have been anything. Each side counts such losses, and each stream remembers how many there had been
+when it began, and when a head of it came: so a loss concerns every open stream without a walk through them.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from dataclasses import replace
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Final
 
-from rover_plugin.access_log.model import Completeness, Exchange, Operation, ProtocolName, Side
+from rover_plugin.access_log.model import Completeness, EndedBy, Exchange, Operation, ProtocolName, Side
 from rover_plugin.access_log.protocols.analyzer import NOBODY, Framing
 from rover_plugin.access_log.protocols.http2 import frames
 from rover_plugin.access_log.protocols.http2.half import LARGEST_SOUGHT_FRAME, Half
@@ -37,10 +40,8 @@ from rover_plugin.access_log.protocols.http2.streams import (
     DONE,
     REQUEST_END,
     REQUEST_HEAD,
-    REQUEST_LOSS,
     RESPONSE_END,
     RESPONSE_HEAD,
-    RESPONSE_LOSS,
     Stream,
     label_unknown,
     read_request,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
     from rover_plugin.access_log.model import Call
     from rover_plugin.access_log.protocols.analyzer import Ends, Handover, Part
+    from rover_plugin.access_log.protocols.http2.hpack import Fields
 
 MAX_STREAMS: Final = 10_000
 MAX_HEADER_BLOCK: Final = 256 * 1024
@@ -65,10 +67,8 @@ MAX_CALLS: Final = 512  # of one exchange
 _READ: Final = Operation.READ
 NEVER: Final = 1 << 32  # above every stream id
 
-_BOTH_HEADS = REQUEST_HEAD | RESPONSE_HEAD
-_CLEAN_END = _BOTH_HEADS | BOTH_ENDS
-
-_END_MAY_HAVE_PASSED = RESPONSE_END | REQUEST_LOSS | RESPONSE_LOSS
+_CLEAN_END = REQUEST_HEAD | RESPONSE_HEAD | BOTH_ENDS
+_CUT = frozenset({Completeness.TRUNCATED, Completeness.NO_RESPONSE})
 
 _unpack_header = frames.FRAME_HEADER.unpack_from
 _KEPT_WHOLE = frozenset({frames.RST_STREAM, frames.SETTINGS, frames.PUSH_PROMISE, frames.GOAWAY, frames.CONTINUATION})
@@ -109,6 +109,8 @@ class Http2Analyzer:
         self._goaways = 0
         self._futile = 0
         self._futile_at = 0
+        self._proven = not joined  # a preface or a header block was there, so this is HTTP/2 whatever follows
+        self._client_local: bool | None = None  # whether the watched process is the client
         if joined:
             self._response.seek(Completeness.LATE_JOIN)
         if upgraded is not None:
@@ -123,8 +125,7 @@ class Http2Analyzer:
         self._streams[1] = stream
         self._last_request = 1
         # The client's first SETTINGS were in the HTTP2-Settings field, which nobody kept.
-        self._response.decoder.allowed = None
-        self._response.max_head = frames.LARGEST_FRAME_SIZE << 8 | 0xFF
+        self._allow_anything(self._response)
 
     # The seam
 
@@ -165,8 +166,10 @@ class Http2Analyzer:
             exchange = stream.exchange
             if exchange.start_ns >= before_ns:
                 break  # streams are in the order they began
-            idle = exchange.end_ns < before_ns
-            if idle and (not stream.seen & RESPONSE_HEAD or stream.seen & _END_MAY_HAVE_PASSED):
+            if exchange.end_ns >= before_ns:
+                continue
+            waits = not stream.seen & RESPONSE_HEAD or stream.seen & RESPONSE_END
+            if waits or self._lost(self._request, stream) or self._lost(self._response, stream):
                 self._finish(stream)
 
     def report_open(self, before_ns: int) -> None:
@@ -183,10 +186,11 @@ class Http2Analyzer:
 
     def close(self, now_ns: int, ended_by: Ends = NOBODY) -> None:  # noqa: ARG002 ends are the calls' times here
         """The connection ended: every open stream and every call kept back comes out."""
+        for stream in list(self._streams.values()):
+            side = self._request if stream.seen & RESPONSE_END else self._response
+            self._finish(stream, None if self._lost(side, stream) else ended_by[not side.is_request])
         for direction in self._directions:
             self._release(direction)
-        for stream in list(self._streams.values()):
-            self._finish(stream)
 
     def unneeded(self, side: Side) -> int:
         """Capture policy: how many of this side's next bytes need not be copied; 0 = all needed, -1 = none, ever."""
@@ -214,6 +218,8 @@ class Http2Analyzer:
             Whether the call has been claimed, or will be without the segments that follow.
         """
         direction.started = True
+        if self._client_local is None and segment.call is not None:
+            self._client_local = (segment.call.operation is Operation.WRITE) is direction.is_request
         claimed = segment.claimed
         queue = deque((segment,))
         while queue:
@@ -230,10 +236,11 @@ class Http2Analyzer:
                 claimed = True
                 if boundary >= 0:
                     direction.seeker = None
+                    direction.losses += boundary > 0
                     queue.extendleft(reversed(seeker.segments_from(boundary)))
                 self.loose += seeker.dropped
                 seeker.dropped.clear()
-                if seeker.skipped > MAX_SKIPPED:
+                if seeker.skipped > MAX_SKIPPED and not self._proven:
                     self._give_up()
             elif call is None:
                 self._pass_over(direction, None, segment.unseen, Completeness.GAP)
@@ -295,14 +302,14 @@ class Http2Analyzer:
         """The preface: this is the connection's first byte after all, and so is the other side's if none came yet."""
         direction.partial.clear()
         direction.preface = False
+        self._proven = True
         self.loose += direction.pending
         direction.pending.clear()
         if self._joined and not self._response.started:
             self._response.from_start()
             self._uncertain = False
             # A server may send its SETTINGS before it reads anything, and they may be what was missed (§3.4).
-            direction.decoder.allowed = None
-            direction.max_head = frames.LARGEST_FRAME_SIZE << 8 | 0xFF
+            self._allow_anything(direction)
         if self._joined:
             self._joined = False
             self._requests_from = 0
@@ -506,10 +513,10 @@ class Http2Analyzer:
             stream = self._streams.get(stream_id)
             claimed = self._claim(stream, call, claimed=claimed)
             if stream is not None:
-                self._finish(stream)
+                self._reset(direction, stream)
         elif kind == frames.GOAWAY:
             if not direction.is_request:
-                self._disown(int.from_bytes(frame[9:13]) & frames.STREAM_ID_MASK)
+                self._disown(direction, int.from_bytes(frame[9:13]) & frames.STREAM_ID_MASK)
         elif kind == frames.CONTINUATION:
             claimed = self._claim(direction.block_stream, call, claimed=claimed)
             self._continue_block(direction, frame[frames.FRAME_HEADER_SIZE :], ends=bool(flags & frames.END_HEADERS))
@@ -542,7 +549,23 @@ class Http2Analyzer:
         if frames.DEFAULT_MAX_FRAME_SIZE <= longest <= frames.LARGEST_FRAME_SIZE:
             other.max_head = max(other.max_head, longest << 8 | 0xFF)
 
-    def _disown(self, last_stream_id: int) -> None:
+    @staticmethod
+    def _allow_anything(direction: Half) -> None:
+        """Nobody knows what the other side's SETTINGS allow this side."""
+        direction.decoder.allowed = None
+        direction.max_head = frames.LARGEST_FRAME_SIZE << 8 | 0xFF
+
+    def _sender(self, direction: Half) -> EndedBy | None:
+        if self._client_local is None:
+            return None
+        return EndedBy.LOCAL if self._client_local is direction.is_request else EndedBy.REMOTE
+
+    def _reset(self, direction: Half, stream: Stream) -> None:
+        """This side ended the stream for both (§6.4)."""
+        stream.exchange.ended_by = sender = self._sender(direction)
+        self._finish(stream, sender)
+
+    def _disown(self, direction: Half, last_stream_id: int) -> None:
         """The server's GOAWAY: requests above `last_stream_id` were not and will not be processed (§6.8)."""
         if last_stream_id >= self._last_request:
             return
@@ -551,7 +574,7 @@ class Http2Analyzer:
             return
         for stream in list(self._streams.values()):
             if stream.id > last_stream_id and stream.id & 1:
-                self._finish(stream)
+                self._reset(direction, stream)
 
     def _push_promise(self, direction: Half, call: Call, origin: Call, frame: bytes, *, claimed: bool) -> bool:
         """A pushed request travels in the response direction and is complete with its header block (§8.4)."""
@@ -618,6 +641,7 @@ class Http2Analyzer:
         else:
             take_response(stream, head, 0)
         stream.label = stream.label or label
+        self._proven = True
 
     def _read_block(
         self, direction: Half, stream: Stream | None, block: bytes, ends: bool, is_push: bool = False
@@ -633,6 +657,8 @@ class Http2Analyzer:
             self.fields_unknown += unknown
         if stream is None or stream.seen & DONE:
             return
+        if self._uncertain:
+            self._begin_head(direction, stream, fields)
         if is_push:
             take_request(stream, read_request(fields), len(block))
             stream.seen |= REQUEST_END
@@ -645,17 +671,29 @@ class Http2Analyzer:
         if ends:
             self._end(direction, stream)
 
+    def _begin_head(self, direction: Half, stream: Stream, fields: Fields) -> None:
+        """A block after some loss: if it is a head, what was lost before it does not matter to its side any more."""
+        if b":method" in fields or b":status" in fields:
+            self._proven = True
+            if direction.is_request and not stream.seen & REQUEST_HEAD:
+                stream.request_losses = direction.losses
+            elif not direction.is_request and not stream.seen & RESPONSE_HEAD:
+                stream.response_losses = direction.losses
+
     # Streams
 
     def _begin(self, stream_id: int, origin: Call) -> Stream:
         """A new stream whose first byte was in `origin`."""
         if len(self._streams) >= MAX_STREAMS:
             self._count("streams")
-            self._finish(next(iter(self._streams.values())))
+            self._finish(next(iter(self._streams.values())), EndedBy.AGENT)
         exchange = Exchange(2)
         exchange.stream_id = stream_id
         exchange.start_ns = origin.exit_ns if origin.operation is _READ else origin.enter_ns
         stream = self._streams[stream_id] = Stream(stream_id, exchange)
+        if self._uncertain:
+            stream.request_losses = self._request.losses
+            stream.response_losses = self._response.losses
         return stream
 
     def _stream_for_head(self, direction: Half, stream_id: int, origin: Call) -> Stream | None:
@@ -694,13 +732,25 @@ class Http2Analyzer:
 
     def _end(self, direction: Half, stream: Stream) -> None:
         """One side ended the stream."""
-        seen = stream.seen = stream.seen | (REQUEST_END if direction.is_request else RESPONSE_END)
-        if seen == _CLEAN_END and stream.label is None and not self._uncertain:
+        exchange = stream.exchange
+        if direction.is_request:
+            seen = stream.seen = stream.seen | REQUEST_END
+            if stream.request_length > exchange.request_body_bytes:
+                self._fall_short(direction, stream)
+        else:
+            seen = stream.seen = stream.seen | RESPONSE_END
+            if stream.response_length > exchange.response_body_bytes:
+                self._fall_short(direction, stream)
+        if self._uncertain:
+            if stream.label is None and seen & (REQUEST_HEAD if direction.is_request else RESPONSE_HEAD):
+                stream.label = direction.label if self._lost(direction, stream) else None
+        elif seen == _CLEAN_END and stream.label is None:
             # What `_finish` comes to for almost every stream.
             stream.seen = seen | DONE
             del self._streams[stream.id]
-            self.exchanges.append(stream.exchange)
-        elif seen & BOTH_ENDS == BOTH_ENDS:
+            self.exchanges.append(exchange)
+            return
+        if seen & BOTH_ENDS == BOTH_ENDS:
             self._finish(stream)
         elif seen & RESPONSE_END:
             if not seen & REQUEST_HEAD:
@@ -708,11 +758,34 @@ class Http2Analyzer:
                     self._finish(stream)
                 else:
                     heappush(self._orphans, stream.id)
-            elif seen & REQUEST_LOSS:
+            elif self._lost(self._request, stream):
                 self._finish(stream)
 
-    def _finish(self, stream: Stream) -> None:
-        """The exchange is over: labels it and lets it go."""
+    def _fall_short(self, direction: Half, stream: Stream) -> None:
+        """A side ended its message before all of the content it had announced (§8.1.1)."""
+        exchange = stream.exchange
+        if stream.label is not None or self._lost(direction, stream):
+            return
+        if not direction.is_request:
+            without = exchange.method == "HEAD" or exchange.status in {204, 304}
+            if without or (exchange.method is None and not exchange.response_body_bytes):
+                return
+        stream.label = Completeness.TRUNCATED
+        exchange.ended_by = self._sender(direction)
+
+    def _lost(self, direction: Half, stream: Stream) -> bool:
+        """Whether unseen bytes of this side may have belonged to the stream: to its message, or to all of it."""
+        if direction.seeker is not None:
+            return True
+        return direction.losses != (stream.request_losses if direction.is_request else stream.response_losses)
+
+    def _finish(self, stream: Stream, ended_by: EndedBy | None = None) -> None:
+        """The exchange is over: labels it and hands it out.
+
+        Args:
+            stream: whose it is.
+            ended_by: who ended it, if not both sides did.
+        """
         seen = stream.seen
         if seen & DONE:
             return
@@ -720,8 +793,12 @@ class Http2Analyzer:
         del self._streams[stream.id]
         exchange = stream.exchange
         label = stream.label
-        if label is None and (seen & _BOTH_HEADS != _BOTH_HEADS or exchange.status is None):
-            label = self._label_of_incomplete(seen)
+        if label is None:
+            label = self._label_of_incomplete(stream)
+            if label is Completeness.NO_RESPONSE and ended_by is EndedBy.AGENT:
+                label = Completeness.TRUNCATED
+            if label in _CUT and exchange.ended_by is None:
+                exchange.ended_by = ended_by
         if label is not None:
             exchange.completeness = label
         for direction in self._directions:
@@ -733,13 +810,18 @@ class Http2Analyzer:
                 del self._closed[next(iter(self._closed))]
         self.exchanges.append(exchange)
 
-    def _label_of_incomplete(self, seen: int) -> Completeness | None:
-        """The label of a stream of which a head is missing."""
+    def _label_of_incomplete(self, stream: Stream) -> Completeness | None:
+        """The label of a stream by what is missing of it, and whether that may have passed unseen."""
+        seen, exchange = stream.seen, stream.exchange
         if not seen & REQUEST_HEAD:
             return self._request.label
-        if seen & RESPONSE_LOSS:
+        if (not seen & REQUEST_END or exchange.method is None) and self._lost(self._request, stream):
+            return self._request.label
+        if (not seen & RESPONSE_END or exchange.status is None) and self._lost(self._response, stream):
             return self._response.label
-        return None if seen & RESPONSE_HEAD else Completeness.NO_RESPONSE
+        if not seen & RESPONSE_HEAD:
+            return Completeness.NO_RESPONSE
+        return None if seen & BOTH_ENDS == BOTH_ENDS else Completeness.TRUNCATED
 
     def _take_back(self, direction: Half, exchange: Exchange) -> None:
         """Bytes of a DATA frame that never came do not count."""
@@ -765,6 +847,8 @@ class Http2Analyzer:
             else:
                 direction.seeker.add(None, b"", size, claimed=True)
             return claimed
+        if size and len(direction.partial) >= frames.FRAME_HEADER_SIZE:
+            self._damage_frame(direction, label or Completeness.TRUNCATED)
         if size > 0 and direction.left:
             stream = direction.left_stream
             if stream is not None and label is not None:
@@ -772,44 +856,59 @@ class Http2Analyzer:
             take = min(size, direction.left)
             size -= take
             claimed = self._pass_left(direction, call, take, claimed=claimed)
-        if size > 0 and len(direction.partial) >= frames.FRAME_HEADER_SIZE:
-            missing = direction.need - len(direction.partial)
-            if size <= missing and self._damage_frame(direction, label or Completeness.TRUNCATED):
-                if missing > size:
-                    self._leave(direction, missing - size, None, 0, ends=False)
-                return claimed
         if size:
             self._desync(direction, label or Completeness.TRUNCATED, "")
         return claimed
 
-    def _damage_frame(self, direction: Half, label: Completeness) -> bool:
-        """A hole in the frame in `partial`: uses the fragment before it. False if that is no header block's frame."""
+    def _damage_frame(self, direction: Half, label: Completeness) -> None:
+        """A hole in the frame in `partial`: uses what is there of it, and leaves the rest to be counted down."""
         part = bytes(direction.partial)
         head, flags, _ = _unpack_header(part)
-        kind = head & 0xFF
+        kind, end = head & 0xFF, frames.FRAME_HEADER_SIZE + (head >> 8)
         stream = direction.partial_stream
-        size = frames.FRAME_HEADER_SIZE
-        if kind == frames.HEADERS:
-            start, stop = frames.content_range(kind, flags, part, size, size + (head >> 8))
-            self._begin_block(direction, stream, part[start:stop], ends=bool(flags & frames.END_STREAM), is_push=False)
-        elif kind == frames.CONTINUATION and direction.block is not None:
-            start, stop = size, size + (head >> 8)
-            direction.block += part[start:]
+        direction.partial.clear()
+        direction.partial_stream = None
+        self._leave(direction, end - len(part), None, 0, ends=False)
+        if kind == frames.DATA:  # with padding of which nobody knows how much
+            body = max(end - frames.FRAME_HEADER_SIZE - 1, 0)
+            if stream is not None and not stream.seen & DONE:
+                stream.label = stream.label or label
+                if direction.is_request:
+                    stream.exchange.request_body_bytes += body
+                else:
+                    stream.exchange.response_body_bytes += body
+            direction.left_stream = stream
+            direction.left_ends = bool(flags & frames.END_STREAM)
+        elif kind == frames.RST_STREAM:
+            if stream is not None and not stream.seen & DONE:
+                self._reset(direction, stream)
+        elif kind == frames.SETTINGS:
+            self._allow_anything(self._response if direction.is_request else self._request)
+        elif kind != frames.GOAWAY:
+            self._damage_block_frame(direction, stream, part, label)
+
+    def _damage_block_frame(self, direction: Half, stream: Stream | None, part: bytes, label: Completeness) -> None:
+        """A hole in HEADERS, PUSH_PROMISE or CONTINUATION."""
+        head, flags, _ = _unpack_header(part)
+        kind, start = head & 0xFF, frames.FRAME_HEADER_SIZE
+        stop = start + (head >> 8)
+        if kind == frames.CONTINUATION:
+            if direction.block is not None:
+                direction.block += part[start:]
             stream = direction.block_stream
         else:
-            return False
+            start, stop = frames.content_range(kind, flags, part, start, stop)
+            is_push = kind == frames.PUSH_PROMISE
+            ends = not is_push and bool(flags & frames.END_STREAM)
+            self._begin_block(direction, stream, part[start:stop], ends=ends, is_push=is_push)
         if stream is not None and not stream.seen & DONE:
             if direction.is_request:
                 stream.exchange.request_header_bytes += stop - start
             else:
                 stream.exchange.response_header_bytes += stop - start
-        direction.partial.clear()
-        direction.partial_stream = None
-        direction.slow = False
         self._damage_block(direction, label)
         if flags & frames.END_HEADERS:
             self._end_block(direction)
-        return True
 
     def _bad_frame(self, direction: Half, data: bytes, at: int, reason: str, *, claimed: bool) -> bool:
         """What should be a frame header is none: the position is wrong, or the peer is. Looks for the next boundary."""
@@ -817,7 +916,7 @@ class Http2Analyzer:
         self._desync(direction, Completeness.GAP, reason)
         self._futile = self._futile + 1 if self._last_request == self._futile_at else 0
         self._futile_at = self._last_request
-        if self._futile > MAX_FUTILE:
+        if self._futile > MAX_FUTILE and not self._proven:
             self._give_up()
         return claimed
 
@@ -831,10 +930,8 @@ class Http2Analyzer:
         """
         if reason:
             self._count(reason)
-        other = self._response if direction.is_request else self._request
-        other.decoder.allowed = None  # this side's SETTINGS may have been lost
-        other.max_head = frames.LARGEST_FRAME_SIZE << 8 | 0xFF
-        self._mark_lost(direction, label)
+        self._allow_anything(self._response if direction.is_request else self._request)  # SETTINGS may have been lost
+        direction.losses += 1
         if direction.block is not None:
             self._damage_block(direction, label)
         self._release(direction)
@@ -842,23 +939,6 @@ class Http2Analyzer:
         self._uncertain = True
         if direction.is_request:
             self._requests_from = NEVER
-
-    def _mark_lost(self, direction: Half, label: Completeness) -> None:
-        """Labels the open streams that may have lost a part of what had begun.
-
-        Newest first, up to one marked before: so each stream is visited once a side, however many losses there are.
-        """
-        mark, head, end = (
-            (REQUEST_LOSS, REQUEST_HEAD, REQUEST_END)
-            if direction.is_request
-            else (RESPONSE_LOSS, RESPONSE_HEAD, RESPONSE_END)
-        )
-        for stream in reversed(self._streams.values()):
-            if stream.seen & mark:
-                break
-            stream.seen |= mark
-            if stream.seen & head and not stream.seen & end:
-                stream.label = stream.label or label
 
     def _release(self, direction: Half) -> None:
         """Lets go of the calls this side keeps back."""
@@ -872,6 +952,9 @@ class Http2Analyzer:
     def _give_up(self) -> None:
         """This is not HTTP/2, or not any that can be followed: from here on the connection is TCP."""
         self._count("gave_up")
+        for direction in self._directions:
+            direction.losses += 1
+            direction.label = Completeness.GAP
         self.close(0)
         self.protocol = ProtocolName.TCP
         for direction in self._directions:

@@ -27,6 +27,7 @@ class Half:
     Attributes:
         slow: the next call needs more than `_walk`.
         label: why fields may be unknown in this side's blocks.
+        losses: how often bytes of which nobody knows what they were have gone by.
         max_head: largest sound value of a frame header's length and kind, read as one number.
         pending: calls with nothing but the first bytes of a frame header or of the preface.
         origin: the call with the first byte of the frame in `partial`.
@@ -39,13 +40,14 @@ class Half:
 
     __slots__ = (
         "block", "block_damaged", "block_ends", "block_is_push", "block_stream", "decoder", "is_request", "label",
-        "left", "left_ends", "left_pad", "left_stream", "max_head", "need", "origin", "partial", "partial_stream",
-        "pending", "preface", "rest", "seeker", "settings_sent", "slow", "started",
+        "left", "left_ends", "left_pad", "left_stream", "losses", "max_head", "need", "origin", "partial",
+        "partial_stream", "pending", "preface", "rest", "seeker", "settings_sent", "slow", "started",
     )  # fmt: skip
 
     def __init__(self, side: Side) -> None:
         self.is_request = side is Side.REQUEST
         self.label = Completeness.LATE_JOIN
+        self.losses = 0
         self.started = False
         self.pending: list[Call] = []
         self.from_start()

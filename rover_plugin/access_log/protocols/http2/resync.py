@@ -96,7 +96,7 @@ class FrameSeeker:
     Attributes:
         segments: what is kept, oldest first.
         dropped: calls that fell out of the window before anything was found; the owner drains it.
-        skipped: bytes given up so far.
+        skipped: captured bytes given up so far; those that were not copied prove nothing.
     """
 
     def __init__(self, max_frame_size: int, *, from_client: bool) -> None:
@@ -139,7 +139,6 @@ class FrameSeeker:
 
     def segments_from(self, boundary: int) -> list[Segment]:
         """What to replay: the segments from `boundary` on, the first one cut to begin there."""
-        self.skipped += boundary - self.segments[0].offset
         rest = [segment for segment in self.segments if segment.end > boundary]
         self._drop([segment for segment in self.segments if segment.end <= boundary])
         if rest and boundary > rest[0].offset:
@@ -154,12 +153,12 @@ class FrameSeeker:
         excess = 0
         while excess < len(self.segments) - 1 and (self._kept > KEPT_BYTES or len(self.segments) - excess > KEPT_CALLS):
             self._kept -= len(self.segments[excess].data)
+            self.skipped += len(self.segments[excess].data)
             excess += 1
         if not excess:
             return
         self._drop(self.segments[:excess])
         oldest = self.segments[excess].offset
-        self.skipped += oldest - self.segments[0].offset
         del self.segments[:excess]
         self._candidates = [candidate for candidate in self._candidates if candidate.start >= oldest]
         if oldest > self._tail_offset:

@@ -21,9 +21,7 @@ REQUEST_END: Final = 2
 RESPONSE_HEAD: Final = 4
 RESPONSE_END: Final = 8
 BOTH_ENDS: Final = REQUEST_END | RESPONSE_END
-REQUEST_LOSS: Final = 16  # bytes of this side were lost while the stream was open
-RESPONSE_LOSS: Final = 32
-DONE: Final = 64  # the exchange is out
+DONE: Final = 16  # the exchange is out
 
 _STATUS = {str(code): code for code in range(100, 600)}
 
@@ -46,9 +44,12 @@ class Stream:
         seen: which parts went by (the bits above).
         label: what `exchange.completeness` becomes unless it stays COMPLETE.
         request_length, response_length: sizes of the content as announced, -1 if none is.
+        request_losses, response_losses: `Half.losses` of each side when the stream began, or when its head came.
     """
 
-    __slots__ = ("exchange", "id", "label", "request_length", "response_length", "seen")
+    __slots__ = (
+        "exchange", "id", "label", "request_length", "request_losses", "response_length", "response_losses", "seen",
+    )  # fmt: skip
 
     def __init__(self, stream_id: int, exchange: Exchange) -> None:
         self.id = stream_id
@@ -56,6 +57,7 @@ class Stream:
         self.seen = 0
         self.label: Completeness | None = None
         self.request_length = self.response_length = -1
+        self.request_losses = self.response_losses = 0
 
 
 def _trace(fields: Fields) -> TraceContext | None:

@@ -142,6 +142,12 @@ HTTP2 = {
     "ones": Case(b"\xff" * SIZE, Side.REQUEST, begun),
     "frames and breaches in turn": Case(_MIXED, Side.REQUEST, begun),
     "frames and breaches in turn, of the server": Case(_MIXED, Side.RESPONSE, lambda: _open(1)),
+    "frames that are plausible and wrong": Case(frame(0, 8, 1, b"\xff\0") * 5900, Side.REQUEST, lambda: _open(1)),
+    "requests and wrong frames in turn": Case(
+        b"".join(frame(1, 5, n, b"\x82\x84\x86") + frame(0, 8, 1, b"\xff\0") for n in range(3, 5603, 2)),
+        Side.REQUEST,
+        lambda: _open(1),
+    ),
     "frames that tile up to a breach": Case(_PINGS[:16_000] + b"\xff" * 12, Side.REQUEST, _lost),
     "frames that tile up to a breach, after a loss": Case(
         _PINGS[:16_000] + b"\xff" * 12, Side.REQUEST, lambda: _lost(joined=False)

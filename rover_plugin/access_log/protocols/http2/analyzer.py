@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Final
 from rover_plugin.access_log.model import Completeness, EndedBy, Exchange, Operation, ProtocolName, Side
 from rover_plugin.access_log.protocols.analyzer import NOBODY, Framing
 from rover_plugin.access_log.protocols.http2 import frames
-from rover_plugin.access_log.protocols.http2.half import LARGEST_SOUGHT_FRAME, Half
+from rover_plugin.access_log.protocols.http2.half import LARGEST_SOUGHT_FRAME, MOST_CREDIT, Half
 from rover_plugin.access_log.protocols.http2.resync import Segment
 from rover_plugin.access_log.protocols.http2.streams import (
     BOTH_ENDS,
@@ -60,6 +60,7 @@ MAX_STREAMS: Final = 10_000
 MAX_HEADER_BLOCK: Final = 256 * 1024
 MAX_SKIPPED: Final = 1 << 20  # bytes without a frame boundary before the connection is given up
 MAX_FUTILE: Final = 32  # boundaries believed in vain, with no new request between them
+COST_OF_DOUBT: Final = 2048  # captured bytes that pay for one more search in a call's rest
 MAX_CLOSED: Final = 1024
 MAX_GOAWAYS: Final = 16  # that mean anything: a shutdown has two (§6.8), and each one walks the streams
 MAX_SETTINGS_SENT: Final = 64
@@ -220,6 +221,7 @@ class Http2Analyzer:
         direction.started = True
         if self._client_local is None and segment.call is not None:
             self._client_local = (segment.call.operation is Operation.WRITE) is direction.is_request
+        direction.credit = min(direction.credit + len(segment.data), MOST_CREDIT)
         claimed = segment.claimed
         queue = deque((segment,))
         while queue:
@@ -912,21 +914,24 @@ class Http2Analyzer:
 
     def _bad_frame(self, direction: Half, data: bytes, at: int, reason: str, *, claimed: bool) -> bool:
         """What should be a frame header is none: the position is wrong, or the peer is. Looks for the next boundary."""
-        direction.rest = data[at:]
-        self._desync(direction, Completeness.GAP, reason)
+        if direction.credit >= COST_OF_DOUBT:
+            direction.credit -= COST_OF_DOUBT
+            direction.rest = data[at:]
+        self._desync(direction, Completeness.GAP, reason, start=direction.rest is not None)
         self._futile = self._futile + 1 if self._last_request == self._futile_at else 0
         self._futile_at = self._last_request
         if self._futile > MAX_FUTILE and not self._proven:
             self._give_up()
         return claimed
 
-    def _desync(self, direction: Half, label: Completeness, reason: str) -> None:
+    def _desync(self, direction: Half, label: Completeness, reason: str, *, start: int = 0) -> None:
         """This side's frame position and header table are lost; the other side goes on.
 
         Args:
             direction: the side.
             label: for what was open, and for what cannot be decoded from here on.
             reason: counted in `errors`; empty if this is no error of parsing.
+            start: offset of the first of the next bytes where a frame may begin.
         """
         if reason:
             self._count(reason)
@@ -935,7 +940,7 @@ class Http2Analyzer:
         if direction.block is not None:
             self._damage_block(direction, label)
         self._release(direction)
-        direction.seek(label)
+        direction.seek(label, start=start)
         self._uncertain = True
         if direction.is_request:
             self._requests_from = NEVER

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rover_plugin.access_log.protocols.http2.streams import RequestHead, ResponseHead
 
 LARGEST_SOUGHT_FRAME: Final = 1 << 20  # a larger frame is not believed while looking for a boundary
+MOST_CREDIT: Final = 65_536
 
 
 class Half:
@@ -27,6 +28,7 @@ class Half:
     Attributes:
         slow: the next call needs more than `_walk`.
         label: why fields may be unknown in this side's blocks.
+        credit: bytes that have paid for searching on behind what turned out to be no frame.
         losses: how often bytes of which nobody knows what they were have gone by.
         max_head: largest sound value of a frame header's length and kind, read as one number.
         pending: calls with nothing but the first bytes of a frame header or of the preface.
@@ -39,8 +41,8 @@ class Half:
     """
 
     __slots__ = (
-        "block", "block_damaged", "block_ends", "block_is_push", "block_stream", "decoder", "is_request", "label",
-        "left", "left_ends", "left_pad", "left_stream", "losses", "max_head", "need", "origin", "partial",
+        "block", "block_damaged", "block_ends", "block_is_push", "block_stream", "credit", "decoder", "is_request",
+        "label", "left", "left_ends", "left_pad", "left_stream", "losses", "max_head", "need", "origin", "partial",
         "partial_stream", "pending", "preface", "rest", "seeker", "settings_sent", "slow", "started",
     )  # fmt: skip
 
@@ -48,6 +50,7 @@ class Half:
         self.is_request = side is Side.REQUEST
         self.label = Completeness.LATE_JOIN
         self.losses = 0
+        self.credit = MOST_CREDIT
         self.started = False
         self.pending: list[Call] = []
         self.from_start()
@@ -64,8 +67,8 @@ class Half:
         self._clear_position()
         self.need = len(frames.PREFACE) if self.preface else 0
 
-    def seek(self, label: Completeness) -> None:
-        """The next byte may be anywhere, and the header table anything."""
+    def seek(self, label: Completeness, *, start: int = 0) -> None:
+        """The next byte may be anywhere but in front of offset `start`, and the header table anything."""
         self.decoder.restart()
         self.label = label
         self.max_head = frames.LARGEST_FRAME_SIZE << 8 | 0xFF
@@ -73,7 +76,7 @@ class Half:
         self.preface = False
         self.slow = True
         self._clear_position()
-        self.seeker = FrameSeeker(LARGEST_SOUGHT_FRAME, from_client=self.is_request)
+        self.seeker = FrameSeeker(LARGEST_SOUGHT_FRAME, from_client=self.is_request, start=start)
 
     def _clear_position(self) -> None:
         self.partial = bytearray()

@@ -23,6 +23,7 @@ ENOUGH_FRAMES_ALIGNED: Final = 2
 KEPT_BYTES: Final = 64 * 1024
 KEPT_CALLS: Final = 1024
 CANDIDATES: Final = 32
+TILED: Final = 64  # frames in a row, beyond which nobody looks
 _MAYBE_HEADER: Final = (frames.plausible_header(from_client=False), frames.plausible_header(from_client=True))
 
 
@@ -92,6 +93,7 @@ class FrameSeeker:
     Args:
         max_frame_size: longest payload a frame may have here.
         from_client: whether these are a client's bytes (even streams and PUSH_PROMISE are not its to send).
+        start: where the first boundary may be.
 
     Attributes:
         segments: what is kept, oldest first.
@@ -99,7 +101,7 @@ class FrameSeeker:
         skipped: captured bytes given up so far; those that were not copied prove nothing.
     """
 
-    def __init__(self, max_frame_size: int, *, from_client: bool) -> None:
+    def __init__(self, max_frame_size: int, *, from_client: bool, start: int = 0) -> None:
         self.segments: list[Segment] = []
         self.dropped: list[Call] = []
         self.skipped = 0
@@ -108,7 +110,7 @@ class FrameSeeker:
         self._candidates: list[Candidate] = []
         self._tail = bytearray()
         self._tail_offset = 0
-        self._scanned = 0
+        self._scanned = start
         self._end = 0
         self._kept = 0  # captured bytes in `segments`
         self._dead: set[int] = set()  # frame headers in the tail from which frames do not tile
@@ -133,6 +135,8 @@ class FrameSeeker:
             self._tail.clear()
             self._tail_offset = self._scanned = self._end
             self._candidates = [candidate for candidate in self._candidates if candidate.next >= self._end]
+            self._dead.clear()
+        if len(self._dead) > KEPT_BYTES // frames.FRAME_HEADER_SIZE:
             self._dead.clear()
         self._forget()
         return found
@@ -212,7 +216,7 @@ class FrameSeeker:
     def _tiles(self, candidate: Candidate) -> bool:
         """Counts the frames that follow; False as soon as something that is no frame does."""
         passed: list[int] = []
-        while candidate.next + frames.FRAME_HEADER_SIZE <= self._end:
+        while candidate.next + frames.FRAME_HEADER_SIZE <= self._end and candidate.frames < TILED:
             header = None if candidate.next in self._dead else self._header(candidate.next)
             if header is None:
                 self._dead.update(passed)

@@ -129,12 +129,9 @@ class Connection:
         distance = (position - expected) & _MASK
         if distance < _HALF:
             self._expected[direction] = end
-            # A read that takes the last bytes together with the FIN finds the position one further on (net/ipv4/tcp.c,
-            # tcp_recvmsg_locked, found_fin_ok).
-            if distance > 1 or direction != Direction.INGRESS:
-                self.gap_bytes += distance
-                self._hole[direction] = (expected, distance)
-                self.conversation.gap(direction, distance)
+            self.gap_bytes += distance
+            self._hole[direction] = (expected, distance)
+            self.conversation.gap(direction, distance)
             return False
         # Records of two threads in the wrong order.
         start, size = self._hole[direction]

@@ -636,7 +636,12 @@ class Http1Analyzer:
     def _offered(self, half: _Half, call: Call, data: bytes, position: int) -> None:
         """What comes after a request's `Expect: 100-continue` (RFC 9110 §10.1.1) and perhaps its final response."""
         exchange = half.exchange
-        if exchange is not None and self._pairing.answered(exchange) and may_resume_message(data[position:]):
+        pairing = self._pairing
+        if exchange is None:
+            answered = False
+        else:
+            answered = pairing.answered(exchange) or call.opposite not in (-1, pairing.responses_end())
+        if answered and may_resume_message(data[position:]):
             half.offer = half.remaining
             half.state = _START
         else:

@@ -201,7 +201,11 @@ class Pairing:
             return True
         if self.queue and request is self.queue[-1]:
             return False
-        return request is not self._candidate or self._reply is not None
+        return request is not self._candidate or self._reply is not None or self._moved is not None
+
+    def responses_end(self) -> int:
+        """Position after the last byte known of responses; -1 if it is not known."""
+        return _end(self.latest_response)
 
     def owed(self) -> bool:
         """Whether the next response certainly answers a request that is known already."""
@@ -422,8 +426,15 @@ def _end(call: Call | None) -> int:
 
 
 def _asked_at(request: Exchange) -> int:
-    """Position that the responses had reached when the request began; -1 if not known."""
-    return request.calls[0].opposite if request.calls else -1
+    """Position that the responses had reached when the request began; -1 if not known.
+
+    The call in which it began may be another exchange's, and the first of its own a later one.
+    """
+    if not request.calls:
+        return -1
+    first = request.calls[0]
+    began_ns = first.exit_ns if first.operation is Operation.READ else first.enter_ns
+    return first.opposite if began_ns == request.start_ns else -1
 
 
 def _together(earlier: Exchange, later: Exchange) -> bool:

@@ -81,6 +81,18 @@ static __always_inline union event *event_of(u32 program)
 }
 
 /*
+ * Where both streams of a connection met midway began. The kernel counts the client's SYN among the bytes acknowledged,
+ * and no SYN of a server. The counters move while we read; where two readings differ, nothing is said.
+ */
+static __always_inline bool find_beginnings(struct met_record *met, struct tcp_sock *tcp)
+{
+	met->first_written = READ(tcp->snd_una) - (u32)READ(tcp->bytes_acked);
+	met->first_read = READ(tcp->rcv_nxt) - (u32)READ(tcp->bytes_received);
+	return met->first_written == READ(tcp->snd_una) - (u32)READ(tcp->bytes_acked) &&
+	       met->first_read == READ(tcp->rcv_nxt) - (u32)READ(tcp->bytes_received);
+}
+
+/*
  * Puts the open record, once: two threads may do a connection's first I/O. A full ring is tried again at the connection's
  * next record. `asked` is the user's sockaddr of a connect that failed before the socket knew it, else 0.
  */
@@ -88,6 +100,7 @@ static __always_inline void announce_asked(struct connection *connection, u64 sk
 {
 	union event *event;
 	struct open_record *open;
+	u64 size = sizeof(*open);
 
 	if (connection->flags & CONNECTION_ANNOUNCED)
 		return;
@@ -109,7 +122,11 @@ static __always_inline void announce_asked(struct connection *connection, u64 sk
 	describe(open, (struct sock *)sk);
 	if (asked && open->remote_port == 0)
 		describe_asked(open, asked);
-	if (put(&open->header, sizeof(*open), program))
+	if (connection->cause == CAUSE_MET && find_beginnings(&event->met, (struct tcp_sock *)sk)) {
+		open->header.flags = OPEN_BEGINNINGS;
+		size = sizeof(event->met);
+	}
+	if (put(&open->header, size, program))
 		clear(connection, CONNECTION_ANNOUNCED);
 	else if (connection->error)
 		set(connection, CONNECTION_CLOSED);

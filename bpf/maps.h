@@ -250,6 +250,7 @@ BPF_ARRAY(scratch_map, struct scratch, CPUS);
  */
 union event {
 	struct open_record open;
+	struct met_record met;
 	struct close_record close;
 };
 BPF_ARRAY(events, union event, CPUS *PROGRAMS);

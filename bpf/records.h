@@ -111,6 +111,15 @@ struct open_record {
 	__u64 cookie;  /* the kernel's struct sock address: identity while the connection lives */
 };
 
+#define OPEN_BEGINNINGS 2 /* header.flags: the record is a struct met_record */
+
+/* A connection met midway, and where its streams once began: the other end's record says the same, mirrored. */
+struct met_record {
+	struct open_record open;
+	__u32 first_written; /* our initial sequence number, or the one after it (docs/naming.md) */
+	__u32 first_read;    /* the peer's initial sequence number plus 1 */
+};
+
 #define CLOSE_BY_PEER 1    /* header.flags: reset or time-out, not a call of ours */
 #define CLOSE_PEER_ENDED 2 /* header.flags: the peer's FIN came before its owner gave it up */
 #define CLOSE_SHUT_FIRST 4 /* header.flags: its owner had shut its sending side down before that FIN */

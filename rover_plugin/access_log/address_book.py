@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is behind an address: processes by pid, and the local ends of all connections we see.
+"""Who is at the ends of a connection: processes by pid, and the two ends of one connection by what the kernel says.
 
-A connection between two watched processes of this host is seen from both ends; each end's remote address is the other's
-local one. So the book learns every local end as soon as its connection is known, and looks remote ends up in it.
+A connection between two watched processes of this host is seen from both ends. `Ends` finds the one from the other; a
+name comes from nowhere else (docs/naming.md).
 """
 
 from __future__ import annotations
@@ -10,42 +10,27 @@ from __future__ import annotations
 import ipaddress
 import socket
 import time
-from collections import deque
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import psutil
 
+from rover_plugin.access_log.ends import Ends
 from rover_plugin.access_log.model import Endpoint, ResolvedConnection, Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from rover_plugin.access_log.ends import End
     from rover_plugin.access_log.link import ConnectionFacts
     from rover_plugin.discovery.model import Process, ProcessKey
 
 _INTERFACES_REFRESH_S: Final = 30.0
-# How long the end of a closed connection is remembered: longer than a fragment of its other end can wait for a name.
-_LEAVING_NS: Final = 5_000_000_000
-
-# And how many of them: 13 000 connections that close in a second.
-_MAX_LEAVING: Final = 65_536
-
 NOT_SELECTED: Final = "not_selected"
 """Exclusion of a process that no rule of the feed's host chooses."""
 
 # A connection each: a dictionary answers in a third of the time an enumeration takes.
 _ROLES: Final = {role.value: role for role in Role}
-
-# Where an address is valid: loopback addresses in one network namespace only, all others everywhere on the host.
-_End = tuple[int, bytes, int]
-
-
-@dataclass(slots=True)
-class _Owner:
-    pid: int
-    connections: int
 
 
 @lru_cache(maxsize=4096)
@@ -59,19 +44,12 @@ def is_loopback(raw: bytes) -> bool:
     return raw[0] == 127 if len(raw) == 4 else raw == b"\0" * 15 + b"\1"
 
 
-def _end(netns: int, address: bytes, port: int) -> _End:
-    return (netns if is_loopback(address) else 0, address, port)
-
-
 class AddressBook:
     """Names connections. Not thread-safe: the hub's thread owns it.
 
     Args:
         exclude_namespaces, exclude_clusters: processes there are not watched (exact names).
         local_addresses: addresses of this host, packed; by default those of its interfaces, looked up now and then.
-
-    Attributes:
-        evicted: ends of closed connections forgotten early, for want of room.
     """
 
     def __init__(
@@ -84,14 +62,17 @@ class AddressBook:
         self._exclude_clusters = frozenset(exclude_clusters)
         self._processes: dict[int, Process] = {}
         self._exclusions: dict[int, str] = {}
-        self._ends: dict[_End, _Owner] = {}
-        self._leaving: deque[tuple[int, _End]] = deque()
-        self.evicted = 0
+        self._ends = Ends()
         self._local_addresses = local_addresses or _CachedInterfaces()
 
     def sizes(self) -> dict[str, int]:
         """Entries by kind."""
-        return {"processes": len(self._processes), "ends": len(self._ends), "leaving": len(self._leaving)}
+        return {"processes": len(self._processes), "ends": len(self._ends), "leaving": self._ends.leaving}
+
+    @property
+    def evicted(self) -> int:
+        """See `Ends.evicted`."""
+        return self._ends.evicted
 
     def add_process(self, process: Process) -> None:
         """Learns or replaces a process."""
@@ -126,44 +107,70 @@ class AddressBook:
         """`exclusion` of a known process by pid."""
         return self._exclusions[pid]
 
-    def learn(self, facts: ConnectionFacts) -> None:
+    def learn(self, facts: ConnectionFacts) -> End:
         """Notes whose a connection's local end is."""
-        owner = self._ends.setdefault(_end(facts.netns, facts.local, facts.local_port), _Owner(facts.pid, 0))
-        owner.pid = facts.pid
-        owner.connections += 1
+        end = self._ends.add(facts)
+        self._owner(end)
+        return end
 
     def forget(self, facts: ConnectionFacts, now_ns: int) -> None:
-        """The connection is gone, as often as it was learnt. Its end is kept for a while: the other one may be late."""
-        self._leaving.append((now_ns + _LEAVING_NS, _end(facts.netns, facts.local, facts.local_port)))
-        while self._leaving and (self._leaving[0][0] < now_ns or len(self._leaving) > _MAX_LEAVING):
-            until_ns, end = self._leaving.popleft()
-            self.evicted += until_ns >= now_ns
-            owner = self._ends.get(end)
-            if owner is not None:
-                owner.connections -= 1
-                if owner.connections <= 0:
-                    del self._ends[end]
+        """The connection has ended. Its end is kept for a while: the other one may be late."""
+        self._ends.remove(facts, now_ns)
+
+    def translate(self, identity: int, remote: tuple[bytes, int]) -> None:
+        """Notes whom a connection really goes to, or comes from, where the kernel translates addresses."""
+        end = self._ends.get(identity)
+        if end is not None:
+            end.translated = remote
+
+    def other_end(self, facts: ConnectionFacts) -> End | None:
+        """The connection's other end, if that is known beyond doubt."""
+        return self._ends.other(facts)
+
+    def owner_of(self, end: End) -> Process | None:
+        """Whose an end is, if the feed has said so."""
+        return self._owner(end)
 
     def peer_is_ours(self, facts: ConnectionFacts) -> bool:
         """Whether the remote end is an address of this host, so that its process may be watched too."""
         return is_loopback(facts.remote) or facts.remote == facts.local or facts.remote in self._local_addresses()
 
     def peer_is_known(self, facts: ConnectionFacts) -> bool:
-        """Whether the remote end is a connection or listener end we know, of a process the feed has named."""
-        owner = self._ends.get(_end(facts.netns, facts.remote, facts.remote_port))
-        return owner is not None and owner.pid in self._processes
+        """Whether the remote end is an end we know, of a process the feed has named."""
+        other = self._ends.other(facts)
+        return other is not None and self._owner(other) is not None
 
     def resolve(self, facts: ConnectionFacts) -> ResolvedConnection:
         """Names both ends as far as they are known."""
-        local = self._endpoint(facts.local, facts.local_port, facts.pid)
-        owner = self._ends.get(_end(facts.netns, facts.remote, facts.remote_port))
-        remote = self._endpoint(facts.remote, facts.remote_port, owner.pid if owner is not None else None)
+        own = self._ends.get(facts.id)
+        process = self._owner(own) if own is not None else self._processes.get(facts.pid)
+        local = _endpoint(facts.local, facts.local_port, facts.pid, process)
+        other = self._ends.other(facts)
+        address, owner, pid = (facts.remote, facts.remote_port), None, None
+        if other is not None:
+            address = (other.facts.local, other.facts.local_port)
+            owner, pid = self._owner(other), other.facts.pid
+        elif own is not None and own.translated is not None:
+            address = own.translated
+        seen = None
+        if address != (facts.remote, facts.remote_port):
+            seen = (format_address(facts.remote), facts.remote_port)
+        remote = _endpoint(*address, pid, owner, seen)
         return ResolvedConnection(facts.id, facts.pid, local, remote, _ROLES[facts.role], facts.tls)
 
-    def _endpoint(self, address: bytes, port: int, pid: int | None) -> Endpoint:
-        process = self._processes.get(pid) if pid is not None else None
-        entity = process.entities[0] if process is not None and process.entities else None
-        return Endpoint(format_address(address), port, entity, pid)
+    def _owner(self, end: End) -> Process | None:
+        """The end's process as the feed describes it now; the last it said of one that is gone."""
+        current = self._processes.get(end.facts.pid)
+        if current is not None and (end.process is None or end.process.key == current.key):
+            end.process = current
+        return end.process
+
+
+def _endpoint(
+    address: bytes, port: int, pid: int | None, process: Process | None, seen: tuple[str, int] | None = None
+) -> Endpoint:
+    entity = process.entities[0] if process is not None and process.entities else None
+    return Endpoint(format_address(address), port, entity, pid, seen)
 
 
 class _CachedInterfaces:

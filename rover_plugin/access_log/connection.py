@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from rover_plugin.access_log.conversation import Conversation
-from rover_plugin.access_log.model import Direction, EndedBy, Role
+from rover_plugin.access_log.model import Beginnings, Direction, EndedBy, Role
 from rover_plugin.access_log.parts import IN_PARTS, unpack
 from rover_plugin.capture.records import CLOSE_BY_PEER, CLOSE_PEER_ENDED, CLOSE_SHUT_FIRST, OpenCause
 
@@ -31,6 +31,8 @@ class Connection:
         id: the kernel side's number for it.
         tgid: the process it belongs to: the first that moves bytes on it, until then the one that opened it.
         local, remote: (address bytes in network order, port).
+        beginnings: how well `first_written` and `first_read` are known.
+        first_written, first_read: position (32 bits) of the first byte of either stream.
         cookie: address of its struct sock; the same one again is another connection, and this one has ended.
         conversation: what is said on it.
         told: (tgid, role, tls) as last told to outputs.
@@ -45,8 +47,11 @@ class Connection:
     __slots__ = (
         "_expected",
         "_hole",
+        "beginnings",
         "conversation",
         "cookie",
+        "first_read",
+        "first_written",
         "frames_told",
         "gap_bytes",
         "held",
@@ -80,6 +85,8 @@ class Connection:
         self.netns = netns
         self.cookie = cookie
         self.conversation = converse(_ROLES[cause])
+        self.beginnings = Beginnings.UNKNOWN
+        self.first_written = self.first_read = 0
         self.owned = False
         self.told: tuple[object, ...] = ()
         self.muted = 0

@@ -60,7 +60,7 @@ class Hub:
     ) -> None:
         self._outputs = outputs
         self._book = book
-        self._resolver = Resolver(encodings, outputs, book, counters, watch, unwatch)
+        self._resolver = Resolver(encodings, outputs, book, counters, watch, unwatch, len(channels))
         self._recorder = recorder
         self._fail = fail
         self._processes: queue.Queue[Change | None] = queue.Queue(_MOST_CHANGES)

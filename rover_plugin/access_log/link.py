@@ -14,6 +14,8 @@ from enum import IntEnum
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
+from rover_plugin.access_log.model import Beginnings
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -28,10 +30,11 @@ _ITEM_SIZE: Final = _ITEM.size
 _MAX_PAYLOAD: Final = MAX_DATAGRAM - _ITEM_SIZE
 # Waiting for the main process at most, of whatever kind; beyond it nothing more is read from the ring.
 _CHOKE_BYTES: Final = 32 << 20
-# pid, network namespace, role, tls, ipv6, ports, addresses
-_CONNECTION: Final = Struct("<IIBBBHH16s16s")
+# pid, network namespace, role, tls, ipv6, beginnings, ports, first positions written and read, addresses
+_CONNECTION: Final = Struct("<IIBBBBHHII16s16s")
 
 ROLES: Final = ("unknown", "client", "server")
+_BEGINNINGS: Final = tuple(Beginnings)
 
 
 class Item(IntEnum):
@@ -43,13 +46,14 @@ class Item(IntEnum):
     REPORT = 4  # the worker's own counts, as JSON
     RECORDS = 5  # in datagrams of their own: what the worker was given, see `tap`
     MARK = 6  # instead of a connection id: when the oldest call of what was just handed over ended
+    REACHED = 7  # instead of a connection id: what was recorded before this time has been handed over
 
 
 FRAGMENT: Final = int(Item.FRAGMENT)  # the one kind that is not rare
 
 
 class ConnectionFacts(NamedTuple):
-    """A connection as the worker knows it: no names yet."""
+    """A connection as the worker knows it: no names yet. `beginnings`: see `Connection`."""
 
     id: int
     pid: int
@@ -61,6 +65,9 @@ class ConnectionFacts(NamedTuple):
     remote_port: int
     local: bytes
     remote: bytes
+    beginnings: Beginnings = Beginnings.UNKNOWN
+    first_written: int = 0
+    first_read: int = 0
 
 
 class Channel(Protocol):
@@ -111,8 +118,11 @@ class LinkWriter:
             role,
             tls,
             len(local) == 16,
+            connection.beginnings,
             local_port,
             remote_port,
+            connection.first_written,
+            connection.first_read,
             local,
             remote,
         )
@@ -154,6 +164,10 @@ class LinkWriter:
     def mark(self, oldest_ns: int) -> None:
         """Tells how old what was handed over is: `oldest_ns` of CLOCK_MONOTONIC."""
         self._append(_ITEM.pack(Item.MARK, 0, 0, 0, 0, oldest_ns))
+
+    def reached(self, before_ns: int) -> None:
+        """Tells that everything recorded before this time of CLOCK_MONOTONIC has been handed over."""
+        self._append(_ITEM.pack(Item.REACHED, 0, 0, 0, 0, before_ns))
 
     def _append(self, item: bytes) -> None:
         if self._size + len(item) > MAX_DATAGRAM:
@@ -221,7 +235,9 @@ def read_items(datagram: bytes) -> Iterator[tuple[int, int, int, int, int, bytes
 
 def read_connection(identity: int, payload: bytes) -> ConnectionFacts:
     """Reads the payload of a CONNECTION item."""
-    pid, netns, role, tls, ipv6, local_port, remote_port, local, remote = _CONNECTION.unpack(payload)
+    pid, netns, role, tls, ipv6, beginnings, local_port, remote_port, first_written, first_read, local, remote = (
+        _CONNECTION.unpack(payload)
+    )
     if not ipv6:
         local, remote = local[:4], remote[:4]
     return ConnectionFacts(
@@ -235,4 +251,7 @@ def read_connection(identity: int, payload: bytes) -> ConnectionFacts:
         remote_port,
         local,
         remote,
+        _BEGINNINGS[beginnings],
+        first_written,
+        first_read,
     )

@@ -22,6 +22,15 @@ class Direction(IntEnum):
     EGRESS = 1
 
 
+class Beginnings(IntEnum):
+    """How well it is known where the two streams of a connection began (docs/naming.md)."""
+
+    UNKNOWN = 0
+    EXACT = 1
+    LOOSE = 2  # the stream written may have begun one position later
+    NEVER = 3  # it was never established: there is no other end
+
+
 class Side(IntEnum):
     """Which half of the HTTP conversation bytes belong to, whoever is watched."""
 
@@ -146,12 +155,17 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One end of a connection: its address and, where known, whose it is. IPv4-mapped IPv6 is shown as IPv4."""
+    """One end of a connection: its address and, where known, whose it is. IPv4-mapped IPv6 is shown as IPv4.
+
+    Attributes:
+        seen: address and port the other end's socket has instead, where the kernel translates them.
+    """
 
     host: str
     port: int
     entity: Entity | None = None
     pid: int | None = None
+    seen: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from rover_plugin.access_log.outbox import Outbox
 from rover_plugin.access_log.resolver import FOREVER_NS, Resolver
 from rover_plugin.access_log.schedule import Schedule
 from rover_plugin.access_log.shard import Shard
-from rover_plugin.access_log.worker import shard_counts
+from rover_plugin.access_log.worker import BATCH, shard_counts
 from rover_plugin.access_log.worker_options import WorkerOptions
 from rover_plugin.capture.recording import Batch, End, Processes, Settling, Statistics
 from rover_plugin.telemetry.ledger import Logs, standing
@@ -74,11 +74,11 @@ class _NoPolicies:
 class _DirectChannel:
     """A link's other end in the same process."""
 
-    def __init__(self, replay: Replay) -> None:
-        self._replay = replay
+    def __init__(self, replay: Replay, worker: int) -> None:
+        self._replay, self._worker = replay, worker
 
     def send(self, datagram: bytes, /) -> int:
-        self._replay.deliver(datagram)
+        self._replay.deliver(datagram, self._worker)
         return len(datagram)
 
     def fileno(self) -> int:
@@ -123,7 +123,7 @@ class _Lane:
     def __init__(self, replay: Replay, options: WorkerOptions) -> None:
         self.number = options.shard
         self.finished = False
-        self.link = LinkWriter(_DirectChannel(replay), options.queue_size)
+        self.link = LinkWriter(_DirectChannel(replay, options.shard), options.queue_size)
         self.outbox = Outbox(self.link, _NoPolicies(), options)
         self.shard = Shard(self.outbox, options.max_connections)
         self.schedule = Schedule(self.shard, options.exchange_timeout_s, options.open_report_s)
@@ -150,7 +150,7 @@ class Replay:
         self._recorded: dict[str, Any] = {}
         addresses = frozenset(bytes.fromhex(text) for text in header.local_addresses)
         book = AddressBook(options.exclude_namespaces, options.exclude_clusters, lambda: addresses)
-        self._resolver = Resolver(("json",), outputs, book, counters, lambda _: True, lambda _: None)
+        self._resolver = Resolver(("json",), outputs, book, counters, lambda _: True, lambda _: None, header.shards)
         self._lanes = [
             _Lane(
                 self,
@@ -184,9 +184,9 @@ class Replay:
         elif isinstance(block, End):
             self._now_ns = block.read_ns
 
-    def deliver(self, datagram: bytes) -> None:
+    def deliver(self, datagram: bytes, worker: int) -> None:
         """From a shard's link."""
-        self._resolver.take(datagram, self._now_ns)
+        self._resolver.take(datagram, self._now_ns, worker)
 
     def finish(self) -> Summary:
         """Everything open comes out; returns the sums."""
@@ -203,12 +203,14 @@ class Replay:
         self._now_ns = batch.taken_ns
         lane = self._lanes[batch.shard]
         lane.outbox.set_clock(batch.clock_offset_ns)
-        batch.each(lane.shard.handle)
+        taken = batch.each(lane.shard.handle)
         if batch.final:
             lane.finished = True
             lane.shard.finish(batch.read_ns)
         else:
             lane.schedule.pass_time(batch.read_ns)
+            if taken < BATCH:
+                lane.link.reached(batch.read_ns)
         lane.hand_over()
         for output in self._outputs:
             output.tick()

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names connections and gives every fragment, behind its connection's prefix, to the outputs. No clock, no socket.
 
-A fragment waits while its process has not been named by the feed, or, where both ends are on this host, until the other
-end is known; both waits are short, bounded and counted. The hub and `replay` drive the same code.
+A connection's first fragments wait for its other end, which may be on this host: at most until every worker has handed
+over what was recorded by then. They also wait for the feed to name the processes of both ends. All waits are bounded
+and counted. Names that come later are given to the later fragments. The hub and `replay` drive the same code.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import structlog
 
 from rover_plugin.access_log.address_book import NOT_SELECTED
 from rover_plugin.access_log.link import FRAGMENT, Item, read_connection, read_items
-from rover_plugin.discovery.table import Added, Removed, Updated
+from rover_plugin.discovery.table import Added, Removed
 from rover_plugin.telemetry.ledger import HUB_FULL, Ledger, Logs
 from rover_plugin.telemetry.telemetry import Histograms
 
@@ -37,8 +38,8 @@ FOREVER_NS: Final = 1 << 63
 _PROCESS_WAIT_NS: Final = 3_000_000_000
 # A process is born with its parent's program; whether the one it is about to run is ours, the feed says a moment later.
 _PROGRAM_WAIT_NS: Final = 1_000_000_000
-# Both ends of a local connection are told within one flush of the workers.
-_PEER_WAIT_NS: Final = 300_000_000
+# A worker that falls further behind than this is not waited for.
+_PEER_WAIT_NS: Final = 3_000_000_000
 # What may wait for a name at most: a few seconds of a busy process that the feed has not named yet.
 _MAX_WAITING: Final = 200_000
 _MAX_WAITING_BYTES: Final = 64 << 20
@@ -46,6 +47,8 @@ _MAX_WAITING_CONNECTIONS: Final = 65_536
 _MOST_FAULTS_SHOWN: Final = 16
 _FAULT_CHARACTERS: Final = 500
 _LAG_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+_IDLE: Final = -1
 
 
 @dataclass(slots=True)
@@ -58,12 +61,20 @@ class _Fragment:
 
 @dataclass(slots=True)
 class _Known:
-    """A connection's present facts and, once it can be named, its prefixes by output."""
+    """A connection's present facts and, once it can be named, its prefixes by output.
+
+    Attributes:
+        without_peer: prefixes that do for calls while the other end is not known: an exchange waits for it once more.
+        heard: an exchange has waited for the other end.
+        since_ns: since when what is in `waiting` waits; _IDLE if nothing does.
+    """
 
     facts: ConnectionFacts
     prefixes: list[bytes | None] | None = None  # None of an output that cannot take the connection
+    without_peer: list[bytes | None] | None = None
     excluded: str = ""
-    deadline_ns: int = 0
+    since_ns: int = _IDLE
+    heard: bool = False
     waiting: list[_Fragment] = field(default_factory=list)
     gone: bool = False
 
@@ -74,6 +85,7 @@ class Resolver:
     Args:
         encodings: in the order of the index workers put on fragments.
         watch, unwatch: tell the kernel side about a process.
+        workers: how many there are to wait for.
 
     Attributes:
         ledger: what came over the links, and what became of it.
@@ -88,6 +100,7 @@ class Resolver:
         counters: Counters,
         watch: Callable[[int], bool],
         unwatch: Callable[[int], None],
+        workers: int = 1,
     ) -> None:
         self._outputs = outputs
         self._takers = [
@@ -99,7 +112,11 @@ class Resolver:
         self._watch = watch
         self._unwatch = unwatch
         self._connections: dict[int, _Known] = {}
-        self._waiting: deque[int] = deque()
+        self._of_process: dict[int, set[int]] = {}  # pid -> its connections
+        self._reached_ns = [0] * workers
+        # Connections that wait for their other end, with the time since when; those that wait for the feed.
+        self._for_peer: deque[tuple[int, _Known]] = deque()
+        self._for_feed: dict[int, _Known] = {}
         self._young: dict[int, int] = {}  # pid of a new process that is not ours so far -> until when that may change
         self._waiting_fragments = 0
         self._waiting_bytes = 0
@@ -122,10 +139,16 @@ class Resolver:
                 self._count_filtered("unknown_connection", kernel_logs, protocol_logs, encoding)
             elif known.prefixes is not None:
                 self._write(known.prefixes, encoding, kernel_logs, protocol_logs, payload)
-            elif known.excluded:
-                self._count_filtered(known.excluded, kernel_logs, protocol_logs, encoding)
             else:
-                self._hold(known, _Fragment(encoding, kernel_logs, protocol_logs, payload))
+                self._take_undecided(known, _Fragment(encoding, kernel_logs, protocol_logs, payload), now_ns)
+
+    def _take_undecided(self, known: _Known, fragment: _Fragment, now_ns: int) -> None:
+        if known.excluded:
+            self._drop_fragment(known, fragment)
+        elif known.without_peer is not None and not fragment.protocol_logs:
+            self._write_held(known.without_peer, fragment)
+        else:
+            self._hold(known, fragment, now_ns)
 
     def _take_rare(self, kind: int, identity: int, payload: bytes, now_ns: int, worker: int) -> None:
         if kind == Item.CONNECTION:
@@ -138,6 +161,9 @@ class Resolver:
                     self._drop(known, now_ns)
         elif kind == Item.MARK:
             self.lag.observe(max(0, now_ns - identity) / 1e9, (str(worker),))
+        elif kind == Item.REACHED:
+            self._reached_ns[worker] = max(self._reached_ns[worker], identity)
+            self._settle_peers(now_ns)
         else:
             self.ledger.report(worker, json.loads(payload), self.waiting_logs())
 
@@ -146,45 +172,69 @@ class Resolver:
         known = self._connections.get(identity)
         if known is None:
             known = self._connections[identity] = _Known(facts)
-            self._book.learn(facts)
+            self._of_process.setdefault(facts.pid, set()).add(identity)
+            owner_is_new = True
         else:
             # What waits was said under the old facts, but by the same socket: it goes out under the new ones.
-            if facts.pid != known.facts.pid:
-                self._book.forget(known.facts, now_ns)
-                self._book.learn(facts)
+            owner_is_new = facts.pid != known.facts.pid
+            if owner_is_new:
+                self._disown(known)
+                self._of_process.setdefault(facts.pid, set()).add(identity)
             known.facts = facts
-            known.prefixes = None
             known.excluded = ""
-        if not self._name(known, now_ns) and not known.deadline_ns:
-            if len(self._waiting) >= _MAX_WAITING_CONNECTIONS:
-                self._counters.add("connections_named_early")
-                known.deadline_ns = 1
-                self._name(known, FOREVER_NS)
-                known.deadline_ns = 0
-                return
-            known.deadline_ns = now_ns + (_PEER_WAIT_NS if self._book.knows(facts.pid) else _PROCESS_WAIT_NS)
-            self._waiting.append(identity)
+        self._book.learn(facts)
+        self._name(known, now_ns)
+        if owner_is_new:
+            self._name_other_end(known, now_ns)
 
-    def _name(self, known: _Known, now_ns: int) -> bool:
-        """Decides a connection if everything is known that can be, or its time is up."""
+    def _name(self, known: _Known, now_ns: int) -> None:
+        """Decides a connection, or names it anew; what waits goes out if everything is known."""
+        if self._decide(known, now_ns):
+            return
+        if known.prefixes is not None:
+            known.prefixes = self._prefixes(known)
+        elif known.without_peer is not None:
+            known.without_peer = self._prefixes(known)
+
+    def _name_other_end(self, known: _Known, now_ns: int) -> None:
+        other = self._book.other_end(known.facts)
+        peer = self._connections.get(other.facts.id) if other is not None else None
+        if peer is not None and peer is not known and not peer.excluded:
+            self._name(peer, now_ns)
+
+    def _decide(self, known: _Known, now_ns: int, *, final: bool = False) -> bool:
+        """Decides a connection if everything is known, or if this is `final`; False if it must wait."""
         facts = known.facts
         if not self._book.knows(facts.pid):
-            if not known.deadline_ns or now_ns < known.deadline_ns:
+            if not final:
                 return False
             known.excluded = "unknown_process"
+            self._release(known, now_ns)
             return True
         excluded = self._book.exclusion_of(facts.pid)
         if excluded:
-            if now_ns < self._young.get(facts.pid, 0):
+            if not final and facts.pid in self._young:
                 return False
-            known.excluded = excluded
+            known.excluded, known.prefixes, known.without_peer = excluded, None, None
+            self._release(known, now_ns)
             return True
-        waits = not known.deadline_ns or now_ns < known.deadline_ns
-        if waits and self._book.peer_is_ours(facts) and not self._book.peer_is_known(facts):
+        if not final and not self._peer_is_settled(facts):
             return False
-        resolved = self._book.resolve(facts)
-        known.prefixes = [self._prefix(output, resolved) for output in self._outputs]
+        known.prefixes = self._prefixes(known)
+        self._release(known, now_ns)
         return True
+
+    def _peer_is_settled(self, facts: ConnectionFacts) -> bool:
+        """Whether the other end is known, and who it is will not change in a moment."""
+        other = self._book.other_end(facts)
+        if other is None:
+            return False
+        pid = other.facts.pid
+        return self._book.owner_of(other) is not None and pid not in self._young
+
+    def _prefixes(self, known: _Known) -> list[bytes | None]:
+        resolved = self._book.resolve(known.facts)
+        return [self._prefix(output, resolved) for output in self._outputs]
 
     def _prefix(self, output: Output, resolved: ResolvedConnection) -> bytes | None:
         try:
@@ -212,14 +262,31 @@ class Resolver:
             self._faults_shown.add(fault)
             log.error("output_failed", output=output.name, log=what[:_FAULT_CHARACTERS], exc_info=error)
 
-    def _hold(self, known: _Known, fragment: _Fragment) -> None:
+    def _hold(self, known: _Known, fragment: _Fragment, now_ns: int) -> None:
         size = len(fragment.payload)
-        if self._waiting_fragments >= _MAX_WAITING or self._waiting_bytes + size > _MAX_WAITING_BYTES:
-            self._count_lost(HUB_FULL, fragment)
+        full = self._waiting_fragments >= _MAX_WAITING or self._waiting_bytes + size > _MAX_WAITING_BYTES
+        crowded = known.since_ns == _IDLE and len(self._for_peer) + len(self._for_feed) >= _MAX_WAITING_CONNECTIONS
+        if full or crowded:
+            self._do_without(known, fragment, now_ns, full=full)
             return
         self._waiting_fragments += 1
         self._waiting_bytes += size
         known.waiting.append(fragment)
+        if known.since_ns == _IDLE or (fragment.protocol_logs and not known.heard):
+            # The other end's records were written before this exchange was over.
+            known.heard = known.heard or bool(fragment.protocol_logs)
+            known.since_ns = now_ns
+            self._for_peer.append((now_ns, known))
+
+    def _do_without(self, known: _Known, fragment: _Fragment, now_ns: int, *, full: bool) -> None:
+        """There is no room to wait: what is known must do. Who is not known may yet be one to be left out."""
+        pid = known.facts.pid
+        if full and (not self._book.knows(pid) or pid in self._young):
+            self._count_lost(HUB_FULL, fragment)
+            return
+        self._counters.add("connections_named_early")
+        self._decide(known, now_ns, final=True)
+        self._give_out(known, fragment)
 
     @property
     def connections(self) -> int:
@@ -229,7 +296,10 @@ class Resolver:
     def waiting_logs(self) -> list[Logs]:
         """By encoding index, what waits for a name."""
         sums = [[0, 0] for _ in self._takers]
-        for known in filter(None, map(self._connections.get, set(self._waiting))):
+        waiting = {id(known): known for _, known in self._for_peer} | {
+            id(known): known for known in self._for_feed.values()
+        }
+        for known in waiting.values():
             for fragment in known.waiting:
                 sums[fragment.encoding][0] += fragment.kernel_logs
                 sums[fragment.encoding][1] += fragment.protocol_logs
@@ -238,39 +308,74 @@ class Resolver:
     @property
     def settled(self) -> bool:
         """Whether `settle` would find nothing to look at."""
-        return not self._waiting and not self._young
+        return not self._for_peer and not self._for_feed and not self._young
 
     def settle(self, now_ns: int) -> None:
         """Looks again at every process that may yet be ours, and at every connection that could not be named."""
         self._let_grow_up(now_ns)
-        for _ in range(len(self._waiting)):
-            identity = self._waiting.popleft()
-            known = self._connections.get(identity)
-            if known is None:
+        for known in list(self._for_feed.values()):
+            if not self._decide(known, now_ns) and not self._feed_is_awaited(known, now_ns):
+                del self._for_feed[known.facts.id]
+                self._for_peer.append((known.since_ns, known))
+        self._settle_peers(now_ns)
+
+    def _settle_peers(self, now_ns: int) -> None:
+        """Decides what has waited for its other end until every worker had handed over what was recorded by then."""
+        due_ns = max(min(self._reached_ns, default=0), now_ns - _PEER_WAIT_NS)
+        while self._for_peer and self._for_peer[0][0] <= due_ns:
+            since_ns, known = self._for_peer.popleft()
+            if known.since_ns != since_ns or known.prefixes is not None or known.excluded:
+                continue  # decided, or waiting anew
+            if self._decide(known, now_ns):
                 continue
-            if known.prefixes is None and not known.excluded and not self._name(known, now_ns):
-                self._waiting.append(identity)
-                continue
-            known.deadline_ns = 0
-            self._release(known, now_ns)
+            if self._feed_is_awaited(known, now_ns):
+                self._for_feed[known.facts.id] = known
+            elif known.heard or not self._book.knows(known.facts.pid):
+                self._decide(known, now_ns, final=True)
+            else:
+                known.without_peer = self._prefixes(known)
+                self._release(known, now_ns)
+
+    def _feed_is_awaited(self, known: _Known, now_ns: int) -> bool:
+        """Whether the feed may yet say who one of the ends is."""
+        if now_ns >= known.since_ns + _PROCESS_WAIT_NS:
+            return False
+        facts = known.facts
+        if not self._book.knows(facts.pid) or facts.pid in self._young:
+            return True
+        return self._book.other_end(facts) is not None and not self._peer_is_settled(facts)
 
     def _release(self, known: _Known, now_ns: int) -> None:
+        known.since_ns = _IDLE
+        self._for_feed.pop(known.facts.id, None)
         waiting, known.waiting = known.waiting, []
         self._waiting_fragments -= len(waiting)
         self._waiting_bytes -= sum(len(fragment.payload) for fragment in waiting)
         for fragment in waiting:
-            if known.prefixes is None:
-                self._count_filtered(known.excluded, fragment.kernel_logs, fragment.protocol_logs, fragment.encoding)
-                continue
-            self._write(
-                known.prefixes, fragment.encoding, fragment.kernel_logs, fragment.protocol_logs, fragment.payload
-            )
+            self._give_out(known, fragment)
         if known.gone:
             self._drop(known, now_ns)
 
+    def _give_out(self, known: _Known, fragment: _Fragment) -> None:
+        prefixes = known.prefixes if known.prefixes is not None else known.without_peer
+        if prefixes is None:
+            self._drop_fragment(known, fragment)
+        else:
+            self._write_held(prefixes, fragment)
+
+    def _write_held(self, prefixes: Sequence[bytes | None], fragment: _Fragment) -> None:
+        self._write(prefixes, fragment.encoding, fragment.kernel_logs, fragment.protocol_logs, fragment.payload)
+
     def _drop(self, known: _Known, now_ns: int) -> None:
-        self._book.forget(known.facts, now_ns)
-        del self._connections[known.facts.id]
+        if self._connections.pop(known.facts.id, None) is not None:
+            self._book.forget(known.facts, now_ns)
+            self._disown(known)
+
+    def _disown(self, known: _Known) -> None:
+        theirs = self._of_process[known.facts.pid]
+        theirs.discard(known.facts.id)
+        if not theirs:
+            del self._of_process[known.facts.pid]
 
     # -- processes --
 
@@ -293,8 +398,7 @@ class Resolver:
             self._unwatch(process.key.pid)
         elif not self._watch(process.key.pid):
             self._counters.add("processes_not_watched", reason="table_full")
-        if isinstance(change, Updated):
-            self._rename(process.key.pid, now_ns)
+        self._rename(process.key.pid, now_ns)
 
     def _let_grow_up(self, now_ns: int) -> None:
         # In the order of their birth: the first that is too young ends the search.
@@ -306,15 +410,20 @@ class Resolver:
             self._unwatch(pid)
 
     def _rename(self, pid: int, now_ns: int) -> None:
-        for known in self._connections.values():
-            if known.facts.pid == pid and (known.prefixes is not None or known.excluded):
-                known.prefixes = None
-                known.excluded = ""
-                if not self._name(known, now_ns):
-                    known.deadline_ns = now_ns + _PEER_WAIT_NS
-                    self._waiting.append(known.facts.id)
+        """Names the connections of a process, and their other ends, as it is called now."""
+        for identity in list(self._of_process.get(pid, ())):
+            known = self._connections.get(identity)
+            if known is None:
+                continue  # one that had ended, and went with what it waited for
+            known.excluded = ""
+            self._name(known, now_ns)
+            self._name_other_end(known, now_ns)
 
     # -- counting --
+
+    def _drop_fragment(self, known: _Known, fragment: _Fragment) -> None:
+        reason = known.excluded or "unknown_process"
+        self._count_filtered(reason, fragment.kernel_logs, fragment.protocol_logs, fragment.encoding)
 
     def _count_filtered(self, reason: str, kernel_logs: int, protocol_logs: int, encoding: int) -> None:
         self._count("logs_filtered", reason, kernel_logs, protocol_logs, encoding)

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from rover_plugin.access_log.connection import Connection
 from rover_plugin.access_log.conversation import Conversation
-from rover_plugin.access_log.model import Call, Completeness, EndedBy, Operation, ProtocolName
+from rover_plugin.access_log.model import Beginnings, Call, Completeness, EndedBy, Operation, ProtocolName
 from rover_plugin.access_log.protocols.analyzer import Framing
 from rover_plugin.capture.records import (
     CALL,
     CLOSE,
     HEADER,
     HOW_WALKED,
+    MET,
     OPEN,
+    OPEN_BEGINNINGS,
     OPEN_FAILED,
     CallClass,
     OpenCause,
@@ -238,12 +240,20 @@ class Shard:
             self._count_loss(lane, sequence, exit_ns)
         self._sequences[lane] = sequence
         if kind == _OPEN_KIND:
-            self._open(OPEN.unpack_from(data, start)[10:], tgid, identity, flags, enter_ns, exit_ns)
+            began = MET.unpack_from(data, start)[-2:] if flags & OPEN_BEGINNINGS else ()
+            self._open(OPEN.unpack_from(data, start)[10:], began, tgid, identity, flags, enter_ns, exit_ns)
         else:
             self._close(CLOSE.unpack_from(data, start)[10:], identity, flags, enter_ns, exit_ns)
 
     def _open(
-        self, fields: tuple[object, ...], tgid: int, identity: int, flags: int, enter_ns: int, exit_ns: int
+        self,
+        fields: tuple[object, ...],
+        began: tuple[int, ...],
+        tgid: int,
+        identity: int,
+        flags: int,
+        enter_ns: int,
+        exit_ns: int,
     ) -> None:
         local, remote, local_port, remote_port, family, cause, _, netns, _, written, read, cookie = fields
         stale = self.connections.get(self._by_cookie.get(cookie, 0))  # type: ignore[call-overload]
@@ -266,6 +276,14 @@ class Shard:
         connection.last_ns = exit_ns
         self.connections[identity] = connection
         self._by_cookie[connection.cookie] = identity
+        if flags & OPEN_FAILED:
+            connection.beginnings = Beginnings.NEVER
+        elif began:
+            connection.beginnings = Beginnings.LOOSE
+            connection.first_written, connection.first_read = began
+        elif cause != OpenCause.MET:
+            connection.beginnings = Beginnings.EXACT
+            connection.first_written, connection.first_read = written, read  # type: ignore[assignment]
         self._sink.opened(connection)
         if cause == OpenCause.MET:
             self.bookkeeping += 1

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rover_plugin.access_log.tap import Tap
 
 # Records taken from the ring at a time, so that what was found travels on while a burst lasts.
-_BATCH: Final = 2000
+BATCH: Final = 2000
 _SEND_BUFFER: Final = 4 << 20
 # A ring that fills wakes its reader long before; batches of what has come meanwhile cost less than records one by one.
 _WAIT_S: Final = 0.05
@@ -75,21 +75,26 @@ class Worker:
         while True:
             self._oldest_ns = 0
             ring.peek(self._note_oldest)
-            # A main process that stands still must not make this one grow: the ring has its bound, and counts.
-            taken = 0 if link.choked else ring.read(self._handle, _BATCH)
             now_ns = time.monotonic_ns()
+            # A main process that stands still must not make this one grow: the ring has its bound, and counts.
+            choked = link.choked
+            taken = 0 if choked else ring.read(self._handle, BATCH)
             report_due = schedule.pass_time(now_ns)
             outbox.hand_over()
             if taken and self._oldest_ns and now_ns >= self._next_mark_ns:
                 self._next_mark_ns = now_ns + _MARK_NS
                 link.mark(self._oldest_ns)
+            if taken < BATCH and not choked:
+                link.reached(now_ns)
+            elif taken and tap is None:
+                link.reached(self._oldest_ns)  # a replay does not know it
             if tap is not None:
                 tap.tell(now_ns)
             if report_due:
                 self._set_clock()
                 link.report(self._counts())
             link.flush()
-            if taken == _BATCH:
+            if taken == BATCH:
                 continue
             if self._asked_to_finish() or link.broken:
                 break

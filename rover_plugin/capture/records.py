@@ -70,6 +70,7 @@ HOW_PIECES = 2
 HOW_CHUNKS = 4
 
 OPEN_FAILED = 1  # flags of an open record
+OPEN_BEGINNINGS = 2  # flags of an open record: it is a MET
 # flags of a close record
 CLOSE_BY_PEER = 1
 CLOSE_PEER_ENDED = 2
@@ -87,5 +88,7 @@ CHUNKS = Struct("<IIII")
 # struct open_record: header, then local[16], remote[16], local_port, remote_port, family, cause, state, netns, error,
 # written, read, cookie
 OPEN = Struct(_HEADER_FORMAT + "16s16sHHHBBIiIIQ")
+# struct met_record: an open_record, then first_written, first_read
+MET = Struct(OPEN.format + "II")
 # struct close_record: header, then written, read, retransmitted, smoothed_rtt_us, bytes_received, bytes_acked
 CLOSE = Struct(_HEADER_FORMAT + "IIIIQQ")

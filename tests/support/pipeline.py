@@ -104,10 +104,12 @@ class Worker:
 
     def hand_over(self) -> None:
         self.outbox.hand_over()
+        self.link.reached(1)
         self.link.flush()
 
     def report(self) -> None:
         self.outbox.hand_over()
+        self.link.reached(1)
         self.link.report(shard_counts(self.number, self.shard, self.outbox, self.link))
         self.link.flush()
 
@@ -137,7 +139,9 @@ class Pipeline:
         outputs = [*self.outputs, *more_outputs(self.counters)]
         book = AddressBook(local_addresses=frozenset)
         self.unwatched: list[int] = []
-        self.resolver = Resolver(encodings, outputs, book, self.counters, lambda _: True, self.unwatched.append)
+        self.resolver = Resolver(
+            encodings, outputs, book, self.counters, lambda _: True, self.unwatched.append, workers
+        )
         self.ledger = self.resolver.ledger
         self.workers = [
             Worker(

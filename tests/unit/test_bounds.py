@@ -8,7 +8,7 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rover_plugin.access_log import address_book, hub, link, resolver
+from rover_plugin.access_log import ends, hub, link, resolver
 from rover_plugin.access_log.address_book import AddressBook
 from rover_plugin.access_log.hub import Hub
 from rover_plugin.access_log.link import ConnectionFacts, Item, read_items
@@ -115,11 +115,11 @@ def test_connections_beyond_those_that_may_wait_for_a_name_do_without(monkeypatc
 
 
 def test_ends_of_closed_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(address_book, "_MAX_LEAVING", 100)
+    monkeypatch.setattr(ends, "_MAX_LEAVING", 100)
     book = AddressBook(local_addresses=frozenset)
     for port in range(1, 1001):
-        ends = {"local_port": port, "remote_port": 80, "local": bytes(4), "remote": bytes(4)}
-        facts = ConnectionFacts(port, 1, 1, "client", tls=False, ipv6=False, **ends)
+        address = {"local_port": port, "remote_port": 80, "local": bytes(4), "remote": bytes(4)}
+        facts = ConnectionFacts(port, 1, 1, "client", tls=False, ipv6=False, **address)
         book.learn(facts)
         book.forget(facts, port)
     assert book.sizes() == {"processes": 0, "ends": 100, "leaving": 100}

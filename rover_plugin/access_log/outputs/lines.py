@@ -7,6 +7,8 @@ import json
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from rover_plugin.access_log.model import Role
+
 if TYPE_CHECKING:
     from rover_plugin.access_log.model import Endpoint, ResolvedConnection
     from rover_plugin.discovery.model import Entity
@@ -18,15 +20,23 @@ def opening(connection: ResolvedConnection) -> bytes:
     return (
         f'{{"connection":{connection.id},"role":"{connection.role}",'
         f'"tls":{"true" if connection.tls else "false"},'
-        f'"local":{_end(connection.local)},"remote":{_end(connection.remote)},'
+        f'"local":{_end(connection.local)},"remote":{_end(connection.remote, connection.role)},'
     ).encode()
 
 
-def _end(endpoint: Endpoint) -> str:
+def _end(endpoint: Endpoint, role: Role = Role.UNKNOWN) -> str:
     entity, pid = endpoint.entity, endpoint.pid
     names = _names(entity) if entity is not None else ""
     owner = f',"pid":{pid}' if pid is not None else ""
-    return f'{{"address":"{endpoint.host}","port":{endpoint.port}{names}{owner}}}'
+    return f'{{"address":"{endpoint.host}","port":{endpoint.port}{names}{owner}{_seen(endpoint, role)}}}'
+
+
+def _seen(endpoint: Endpoint, role: Role) -> str:
+    """What this end's socket has instead of the real address: what a client dialled, what a server sees."""
+    if endpoint.seen is None:
+        return ""
+    name = "seen" if role is Role.SERVER else "dialled"
+    return f',"{name}":{{"address":"{endpoint.seen[0]}","port":{endpoint.seen[1]}}}'
 
 
 @lru_cache(maxsize=4096)

@@ -19,32 +19,28 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HEADER = ["kind", "call", "direction", "flags", "lane", "sequence", "tgid", "connection", "enter_ns", "exit_ns"]
+OPEN = [
+    "local",
+    "remote",
+    "local_port",
+    "remote_port",
+    "family",
+    "cause",
+    "state",
+    "netns",
+    "error",
+    "written",
+    "read",
+    "cookie",
+]
 # The fields each Struct unpacks, in its order; `reserved` is skipped by both.
 STRUCTS = {
     "record_header": (records.HEADER, HEADER),
     "call_record": (records.CALL, [*HEADER, *["size", "offset", "captured", "position", "opposite", "tid"]]),
     "call_piece": (records.PIECE, ["unseen", "length"]),
     "call_chunks": (records.CHUNKS, ["front", "unseen", "content", "left"]),
-    "open_record": (
-        records.OPEN,
-        [
-            *HEADER,
-            *[
-                "local",
-                "remote",
-                "local_port",
-                "remote_port",
-                "family",
-                "cause",
-                "state",
-                "netns",
-                "error",
-                "written",
-                "read",
-                "cookie",
-            ],
-        ],
-    ),
+    "open_record": (records.OPEN, [*HEADER, *OPEN]),
+    "met_record": (records.MET, [*HEADER, *OPEN, "first_written", "first_read"]),
     "close_record": (
         records.CLOSE,
         [*HEADER, *["written", "read", "retransmitted", "smoothed_rtt_us", "bytes_received", "bytes_acked"]],
@@ -57,6 +53,8 @@ TYPES = "".join(
 
 
 def member(name: str, field: str) -> str:
+    if name == "met_record" and field in (*HEADER, *OPEN):
+        return f"open.{member('open_record', field)}"
     return field if name == "record_header" or field not in HEADER else f"header.{field}"
 
 
@@ -120,6 +118,7 @@ def test_enums_have_the_same_members(compiled: dict[str, int], name: str) -> Non
 
 def test_flags_are_the_same(compiled: dict[str, int]) -> None:
     assert compiled["OPEN_FAILED"] == records.OPEN_FAILED
+    assert compiled["OPEN_BEGINNINGS"] == records.OPEN_BEGINNINGS
     assert compiled["CLOSE_BY_PEER"] == records.CLOSE_BY_PEER
     assert compiled["CLOSE_PEER_ENDED"] == records.CLOSE_PEER_ENDED
     assert compiled["CLOSE_SHUT_FIRST"] == records.CLOSE_SHUT_FIRST

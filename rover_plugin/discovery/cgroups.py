@@ -19,8 +19,11 @@ _POD = re.compile(r"(?:^|.*-)pod(?:[0-9a-f]{32}|[0-9a-f]{8}(?:[-_][0-9a-f]{4}){3
 # Machines registered with systemd-machined (machinectl(1)): nspawn's and libvirt's containers. `qemu` are processes of
 # the host that run virtual machines.
 _MACHINE_SCOPE = re.compile(r"machine-(?!qemu-)(?:lxc-\d+-)?(.+)\.scope")
-_NSPAWN_SERVICE = re.compile(r"systemd-nspawn@(.+)\.service")
-_NSPAWN_OWN = "supervisor"  # create_subcgroup(), src/nspawn/nspawn-cgroup.c: it stands beside `payload`
+# A unit that runs systemd-nspawn, its own template or any other: what it runs is below `payload`, itself beside that
+# in `supervisor` (create_subcgroup(), src/nspawn/nspawn-cgroup.c).
+_NSPAWN_SERVICE = re.compile(r"(?:systemd-nspawn@)?(.+)\.service")
+_NSPAWN_OWN = "supervisor"
+_NSPAWN_PAYLOAD = "payload"
 _LXC_PAYLOAD = "lxc.payload."  # LXC 4 and newer, Incus
 _LXC = "lxc"  # older, Proxmox VE: lxc/NAME
 _ESCAPED = re.compile(r"\\x([0-9a-f]{2})")
@@ -95,7 +98,7 @@ def _machine(part: str, following: str) -> str:
     name = _unescaped(part)
     if (match := _MACHINE_SCOPE.fullmatch(name)) and following != _NSPAWN_OWN:
         return match[1]
-    if (match := _NSPAWN_SERVICE.fullmatch(name)) and following not in {"", _NSPAWN_OWN}:
+    if following == _NSPAWN_PAYLOAD and (match := _NSPAWN_SERVICE.fullmatch(name)):
         return match[1]
     return ""
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _SHORT_ID = 12  # what `docker ps` shows
 # A config.json of a large pod has some 30 KB, a containers.json 600 bytes a container.
 _MAX_CONFIG_BYTES = 1 << 20
-_MAX_INDEX_BYTES = 16 << 20
+_MAX_INDEX_BYTES = 4 << 20
 _MAX_INDEXES = 8
 # github.com/containers/storage, containers.go: containers run with --rm are in the second.
 _INDEXES = ("containers.json", "volatile-containers.json")

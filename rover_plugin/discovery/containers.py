@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
 from rover_plugin.discovery.container_names import Container, ContainerFiles
-from rover_plugin.discovery.foreign_files import MAX_NAME, ForeignFiles, member
+from rover_plugin.discovery.foreign_files import ForeignFiles, fit_to_show, member
 from rover_plugin.discovery.procfs import PROC, pids, read_process
 from rover_plugin.telemetry.counters import Counters
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _Value = TypeVar("_Value")
 
-MAX_KNOWN = 4096  # containers, and paths: together some 4 MiB at the most
+MAX_KNOWN = 2048  # of each kind: containers of 1.5 KB at the most, paths of 4 KB at the most and 150 bytes as a rule
 _MAX_PLACES = 64  # learnt from processes, of each kind
 _UNKNOWN_S = 0.5  # a runtime may write the name after the container's first process runs
 _MAX_CONFIG_BYTES = 1 << 16
@@ -66,13 +66,13 @@ class Containers:
 
     Args:
         counters: take what was wrong with runtimes' files.
-        root: where the host's root directory is seen from here.
+        root: where the host's root directory is seen from here, if that is neither `/` nor process 1's.
     """
 
     def __init__(self, counters: Counters | None = None, root: str | None = None, proc: str = PROC) -> None:
-        self._root = host_root(proc) if root is None else root.rstrip("/")
         self._proc = proc
-        self._raw = ForeignFiles(self._root, counters or Counters())
+        self._host = root is None
+        self._raw = ForeignFiles(_host_roots(proc) if root is None else (root,), counters or Counters())
         self._files = ContainerFiles(self._raw)
         self._known: OrderedDict[str, Container] = OrderedDict()
         self._by_path: OrderedDict[str, Container] = OrderedDict()
@@ -113,7 +113,7 @@ class Containers:
         """
         cgroup = facts.cgroup
         if cgroup.machine:
-            return Container(cgroup.machine, cgroup.machine)
+            return _called(cgroup.machine)
         if cgroup.container_id:
             return self._by_id(cgroup.container_id, cgroup.path)
         return self._by_chosen_id(cgroup) or self._by_monitor(facts, parent)
@@ -174,7 +174,7 @@ class Containers:
             if len(fields) == 7 and fields[2] == str(uid):  # passwd(5)
                 return fields[5]
         try:
-            return pwd.getpwuid(uid).pw_dir if not self._root else ""  # users of a directory service
+            return pwd.getpwuid(uid).pw_dir if self._host else ""  # users of a directory service
         except KeyError:
             return ""
 
@@ -194,23 +194,28 @@ class Containers:
             for namespace, container_id in pairwise(parts):
                 if self._files.has_task(tasks, namespace, container_id):
                     found = self._files.in_bundle(tasks, namespace, container_id)
-                    return found or Container(container_id, container_id)
+                    return found or _called(container_id)
         for container_id in parts:
             if any(self._files.has_state(states, container_id) for states in _STATES):
-                return Container(container_id, container_id)
+                return _called(container_id)
         return None
 
-    # -- by the process beside it, where the container has no cgroup: rootless, with cgroups v1 --
+    # -- by the process beside it, where the cgroup does not tell: podman of a user with cgroups v1, nspawn by hand --
 
     def _by_monitor(self, facts: ProcessFacts, parent: ProcessFacts | None) -> Container | None:
         namespace = facts.pid_namespace
         known = self._by_pid_namespace.get(namespace)
         if known is None and parent is not None and parent.pid_namespace not in {0, namespace}:
-            container_id = _monitored_id(parent)
+            container_id = _watched_by(parent)
             if container_id and namespace:
                 known = self._by_pid_namespace[namespace] = container_id, facts.key
                 self._first_processes[facts.key] = namespace
-        return self._by_id(known[0], facts.cgroup.path) if known is not None else None
+        if known is None:
+            return None
+        container_id, _ = known
+        if _ID.fullmatch(container_id):
+            return self._by_id(container_id, facts.cgroup.path)
+        return _called(container_id)
 
     # -- places --
 
@@ -244,7 +249,7 @@ class Containers:
         # conmon(8): -c id, -n name, -b bundle.
         container_id, name = _option(facts, "-c"), _option(facts, "-n")
         if _ID.fullmatch(container_id) and name:
-            _keep(self._monitored, container_id, name[:MAX_NAME])
+            _keep(self._monitored, container_id, fit_to_show(name))
         if match := _CONMON_BUNDLE.fullmatch(_option(facts, "-b")):
             self._learn(self._storages, match[1])
 
@@ -268,26 +273,37 @@ _LEARN: dict[str, Callable[[Containers, ProcessFacts], None]] = {
 }
 
 
+def _called(name: str) -> Container:
+    """A container whose id is what it is called."""
+    return Container(fit_to_show(name), fit_to_show(name))
+
+
 def contained(facts: ProcessFacts, proc: str = PROC) -> ProcessFacts:
     """One process with its container, for who looks only once: all others are looked at for what they tell."""
     everybody = {pid: found for pid in pids(proc) if (found := read_process(pid, proc)) is not None}
     return Containers(proc=proc).place({**everybody, facts.key.pid: facts})[facts.key.pid]
 
 
-def host_root(proc: str = PROC) -> str:
-    """Where the host's files are: from a container's mount namespace below process 1. Empty: they are at `/`."""
+def _host_roots(proc: str) -> tuple[str, ...]:
+    """Our own root, and where that is a container's the host's, which process 1 has."""
     try:
         theirs, ours = os.stat(f"{proc}/1/root/."), os.stat("/")  # noqa: PTH116  a pair of numbers is all
     except OSError:
-        return ""
-    return "" if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino) else f"{proc}/1/root"
+        return ("",)
+    return ("",) if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino) else ("", f"{proc}/1/root")
 
 
-def _monitored_id(monitor: ProcessFacts) -> str:
-    if monitor.exe.rpartition("/")[2] != "conmon":
-        return ""
-    container_id = _option(monitor, "-c")
-    return container_id if _ID.fullmatch(container_id) else ""
+def _watched_by(monitor: ProcessFacts) -> str:
+    """Id of the container that a process is the monitor of, an empty string for any other process."""
+    program = monitor.exe.rpartition("/")[2]
+    if program == "conmon":
+        container_id = _option(monitor, "-c")
+        return container_id if _ID.fullmatch(container_id) else ""
+    if program == "systemd-nspawn":
+        machine = _option(monitor, "-M") or _option(monitor, "--machine")
+        directory = _option(monitor, "-D") or _option(monitor, "--directory")
+        return machine or directory.rstrip("/").rpartition("/")[2]
+    return ""
 
 
 def _option(facts: ProcessFacts, option: str) -> str:

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from rover_plugin.telemetry.counters import Counters
 
 MAX_NAME = 253  # of a pod; a container's is shorter (RFC 1123 labels and subdomains, as Kubernetes takes them)
-MAX_ENTRIES = 1024  # of a directory that is listed
+MAX_ENTRIES = 128  # of a directory that is listed
+# Of a file that is not root's, 800 containers. Read as JSON, `[],[],…` takes 20 times its size in memory.
+MAX_USER_BYTES = 512 << 10
 
 
 class ForeignFiles:
@@ -24,39 +26,47 @@ class ForeignFiles:
     `container_files_refused`, with the reason: `symlink`, `irregular`, `too_large`, `unreadable`, `malformed`.
 
     Args:
-        root: where the host's root directory is seen from here.
+        roots: where the host's root directory may be seen from here; a file counts in the first that has it.
     """
 
-    def __init__(self, root: str, counters: Counters) -> None:
-        self._root = root.rstrip("/")
+    def __init__(self, roots: Sequence[str], counters: Counters) -> None:
+        self._roots = tuple(root.rstrip("/") for root in roots)
         self._counters = counters
 
     def names(self, directory: str) -> list[str]:
         """Entries of a directory, the first `MAX_ENTRIES`; none if it cannot be listed."""
-        try:
-            with os.scandir(self._root + directory) as entries:
-                return [entry.name for _, entry in zip(range(MAX_ENTRIES), entries, strict=False)]
-        except OSError:
-            return []
+        for root in self._roots:
+            try:
+                with os.scandir(root + directory) as entries:
+                    return [entry.name for _, entry in zip(range(MAX_ENTRIES), entries, strict=False)]
+            except OSError:
+                continue
+        return []
 
     def version(self, directory: str, below: str) -> tuple[int, int, int] | None:
         """Changes when the file is written again; `None` if there is none."""
-        try:
-            found = os.lstat(f"{self._root}{directory}/{below}")
-        except OSError:
-            return None
-        return found.st_ino, found.st_mtime_ns, found.st_size
+        for root in self._roots:
+            try:
+                found = os.lstat(f"{root}{directory}/{below}")
+            except OSError:
+                continue
+            return found.st_ino, found.st_mtime_ns, found.st_size
+        return None
 
     def text(self, directory: str, below: str, limit: int) -> str:
-        """The contents of `directory/below`, if they are at most `limit` bytes; else an empty string."""
-        try:
-            return self._read(self._root + directory, below.split("/"), limit).decode(errors="replace")
-        except FileNotFoundError:
-            return ""
-        except _RefusedError as refused:
-            self._refuse(str(refused))
-        except OSError:
-            self._refuse("unreadable")
+        """The contents of `directory/below`, if they are at most `limit` bytes; else an empty string.
+
+        Of another user's file at most `MAX_USER_BYTES` count.
+        """
+        for root in self._roots:
+            try:
+                return self._read(root + directory, below.split("/"), limit).decode(errors="replace")
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except _RefusedError as refused:
+                self._refuse(str(refused))
+            except OSError:
+                self._refuse("unreadable")
         return ""
 
     def document(self, directory: str, below: str, limit: int) -> object:
@@ -83,8 +93,10 @@ class ForeignFiles:
                 opened.append(os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=opened[-1]))
                 if stat.S_ISLNK(os.fstat(opened[-1]).st_mode):
                     raise _RefusedError("symlink")
-            if not stat.S_ISREG(os.fstat(opened[-1]).st_mode):
+            found = os.fstat(opened[-1])
+            if not stat.S_ISREG(found.st_mode):
                 raise _RefusedError("irregular")
+            limit = limit if found.st_uid == 0 else min(limit, MAX_USER_BYTES)
             descriptor = os.open(f"/proc/self/fd/{opened[-1]}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             with os.fdopen(descriptor, "rb") as file:
                 content = file.read(limit + 1)
@@ -110,8 +122,11 @@ def member(document: object, *path: str) -> object:
 
 
 def name_in(document: object, *path: str) -> str:
-    """A name at `path`, made fit to be shown: printable, at most `MAX_NAME` characters; empty if it is no text."""
+    """A name at `path`, see `fit_to_show`; empty if it is no text."""
     found = member(document, *path)
-    if not isinstance(found, str):
-        return ""
-    return "".join(character if character.isprintable() else "?" for character in found[:MAX_NAME])
+    return fit_to_show(found) if isinstance(found, str) else ""
+
+
+def fit_to_show(name: str) -> str:
+    """A name somebody else chose: printable, at most `MAX_NAME` characters."""
+    return "".join(character if character.isprintable() else "?" for character in name[:MAX_NAME])

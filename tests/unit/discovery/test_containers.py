@@ -233,6 +233,16 @@ def test_a_rootless_container_without_a_cgroup_is_known_by_its_pid_namespace(hos
 
 
 @pytest.mark.parametrize(
+    "options", [("-M", "db"), ("--machine=db", "-D", "/srv/x"), ("-D", "/var/lib/machines/db"), ("--directory=/m/db/",)]
+)
+def test_a_machine_started_by_hand_is_known_by_its_supervisor(host: Host, options: tuple[str, ...]) -> None:
+    command = ("systemd-nspawn", *options, "/sbin/init")
+    supervisor = in_cgroup("/supervisor", 7, exe="/usr/bin/systemd-nspawn", cmdline=command, pid_namespace=1)
+    placed = host.containers().place({7: supervisor, 8: in_cgroup("/payload", 8, parent=7, pid_namespace=2)})
+    assert [facts.container for facts in placed.values()] == [None, Container("db", "db")]
+
+
+@pytest.mark.parametrize(
     ("path", "service"),
     [
         ("/lxc.payload.web/system.slice/nginx.service", "web/nginx"),
@@ -313,6 +323,17 @@ def test_a_file_too_large_is_not_used(host: Host) -> None:
     assert host.refused() == {"too_large": 1}
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a file to another user needs root")
+def test_a_file_of_a_user_may_be_smaller_only(host: Host) -> None:
+    index = host.write("var/lib/containers/storage/vfs-containers/containers.json", [{"id": ID, "names": ["cart"]}])
+    index.write_text(index.read_text() + " " * (1 << 20))
+    path = f"/machine.slice/libpod-{ID}.scope"
+    assert host.container(path) == Container(ID, "cart")
+    os.chown(index, 1000, 1000)
+    assert host.container(path) == Container(ID)
+    assert host.refused() == {"too_large": 1}
+
+
 def test_a_symbolic_link_is_not_followed(host: Host) -> None:
     secret = host.write("root/secret.json", {"Name": "/secret"})
     config = host.root / f"var/lib/docker/containers/{ID}/config.v2.json"
@@ -342,6 +363,11 @@ def test_a_name_is_made_fit_to_be_shown(host: Host) -> None:
     assert found is not None
     assert found.name.startswith("a?[31m?bc")
     assert len(found.name) < 254
+
+
+def test_a_name_out_of_a_path_is_made_fit_to_be_shown(host: Host) -> None:
+    found = host.container("/lxc.payload.a\x1b[31m\nb")
+    assert found == Container("a?[31m?b", "a?[31m?b")
 
 
 def test_a_process_without_a_container_is_the_hosts() -> None:

@@ -106,11 +106,11 @@ def _stream(
 ) -> Iterator[None]:
     """Sends one stream's frames, one at a time."""
     path = source.choice(("/", "/shared", f"/own/{stream_id}", "/long/" + "p" * 3000))
-    truth = story.truths[stream_id] = Truth(source.choice(("GET", "POST", "PATCH")), path)
+    grpc = source.random() < 0.3
+    truth = story.truths[stream_id] = Truth("POST" if grpc else source.choice(("GET", "POST", "PATCH")), path)
     sizes = [source.choice((0, 0, 5, 3000, 20_000, 100_000, 300_000)) for _ in Side]
     announced = [source.random() < 0.4 for _ in Side]
     short = [announced[side] and bool(sizes[side]) and source.random() < 0.1 for side in Side]
-    grpc = source.random() < 0.3
     stop = source.choice((-1, -1, -1, -1, source.randrange(12)))
     steps = 0
 

@@ -42,6 +42,7 @@ from rover_plugin.access_log.protocols.http2.streams import (
     REQUEST_HEAD,
     RESPONSE_END,
     RESPONSE_HEAD,
+    SHORT,
     Stream,
     label_unknown,
     read_request,
@@ -736,13 +737,14 @@ class Http2Analyzer:
         """One side ended the stream."""
         exchange = stream.exchange
         if direction.is_request:
-            seen = stream.seen = stream.seen | REQUEST_END
+            stream.seen |= REQUEST_END
             if stream.request_length > exchange.request_body_bytes:
                 self._fall_short(direction, stream)
         else:
-            seen = stream.seen = stream.seen | RESPONSE_END
+            stream.seen |= RESPONSE_END
             if stream.response_length > exchange.response_body_bytes:
                 self._fall_short(direction, stream)
+        seen = stream.seen
         if self._uncertain:
             if stream.label is None and seen & (REQUEST_HEAD if direction.is_request else RESPONSE_HEAD):
                 stream.label = direction.label if self._lost(direction, stream) else None
@@ -772,7 +774,7 @@ class Http2Analyzer:
             without = exchange.method == "HEAD" or exchange.status in {204, 304}
             if without or (exchange.method is None and not exchange.response_body_bytes):
                 return
-        stream.label = Completeness.TRUNCATED
+        stream.seen |= SHORT
         exchange.ended_by = self._sender(direction)
 
     def _lost(self, direction: Half, stream: Stream) -> bool:
@@ -823,7 +825,7 @@ class Http2Analyzer:
             return self._response.label
         if not seen & RESPONSE_HEAD:
             return Completeness.NO_RESPONSE
-        return None if seen & BOTH_ENDS == BOTH_ENDS else Completeness.TRUNCATED
+        return None if seen & (BOTH_ENDS | SHORT) == BOTH_ENDS else Completeness.TRUNCATED
 
     def _take_back(self, direction: Half, exchange: Exchange) -> None:
         """Bytes of a DATA frame that never came do not count."""

@@ -22,6 +22,7 @@ RESPONSE_HEAD: Final = 4
 RESPONSE_END: Final = 8
 BOTH_ENDS: Final = REQUEST_END | RESPONSE_END
 DONE: Final = 16  # the exchange is out
+SHORT: Final = 32  # a side ended with less content than it had announced
 
 _STATUS = {str(code): code for code in range(100, 600)}
 

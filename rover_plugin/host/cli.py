@@ -23,7 +23,7 @@ from rover_plugin.host import commands
 from rover_plugin.host.lifecycle import Stop, run
 from rover_plugin.host.logs import say, say_lines
 from rover_plugin.host.options import load_settings, settings_options
-from rover_plugin.host.privileges import give_up_privileges
+from rover_plugin.host.privileges import give_up_privileges, prepare_process
 from rover_plugin.host.registry import plan, registered
 from rover_plugin.host.signals import stop_on_signals
 from rover_plugin.host.stop_signals import release
@@ -87,7 +87,7 @@ def cli(context: click.Context, modules: str) -> None:
         message = "name the modules to run, such as --modules access_log"
         raise click.UsageError(message)
     settings = load_settings()
-    give_up_privileges(settings)
+    prepare_process(context, settings)
     stop = Stop()
     with stop_on_signals(stop):
         wanted = plan(names, settings, registered())
@@ -103,7 +103,8 @@ def main() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     open_standard_descriptors()
     threading.excepthook = _log_thread_failure
-    cli(prog_name="rover-host")
+    # What is given up is gone: whoever runs commands within a process of his own keeps it as it is.
+    cli(prog_name="rover-host", obj=give_up_privileges)
 
 
 def _log_thread_failure(failure: threading.ExceptHookArgs) -> None:

@@ -13,6 +13,10 @@ from rover_plugin.capture.confinement import keep_capabilities, names_of
 from rover_plugin.capture.privileges import effective_capabilities
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import click
+
     from rover_plugin.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -35,6 +39,13 @@ def kept_capabilities() -> list[str]:
     """Names of the capabilities that the host keeps on this kernel."""
     release = [int(part) for part in re.findall(r"\d+", os.uname().release)[:2]]
     return [*KEPT, *(_MEMORY if tuple(release) < _KERNEL_WITHOUT_MEMLOCK else ())]
+
+
+def prepare_process(context: click.Context, settings: Settings) -> None:
+    """Does what the command line's root was given to do to its process (`obj`), before modules run in it."""
+    prepare: Callable[[Settings], None] | None = context.find_root().obj
+    if prepare is not None:
+        prepare(settings)
 
 
 def give_up_privileges(settings: Settings) -> None:

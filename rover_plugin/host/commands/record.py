@@ -12,7 +12,7 @@ import click
 
 from rover_plugin.host.lifecycle import Stop, run
 from rover_plugin.host.options import load_settings, settings_options
-from rover_plugin.host.privileges import give_up_privileges
+from rover_plugin.host.privileges import prepare_process
 from rover_plugin.host.registry import plan, registered
 from rover_plugin.host.signals import stop_on_signals
 
@@ -43,7 +43,7 @@ def command(file: Path, seconds: float | None, redact: bool, output: str, path: 
         f"access_log.jsonl.path={path}",
         "process_discovery.local.active=true",
     )
-    give_up_privileges(settings)
+    prepare_process(click.get_current_context(), settings)
     stop = Stop()
     timer = threading.Timer(seconds, stop.request) if seconds else None
     with stop_on_signals(stop):

@@ -98,10 +98,11 @@ class Conversation:
         """`size` bytes of this direction moved unseen; `recorded`: left out by our own capture policy."""
         analyzer = self._analyzer
         if analyzer is None:
+            self._late_join = True
             if self._waiting:
                 self._wait((direction, None, b"", size, ()))
             else:
-                self._late_join = self._missed = True
+                self._missed = True
             return
         try:
             analyzer.gap(Side.REQUEST if direction == self._requests else Side.RESPONSE, size, recorded=recorded)

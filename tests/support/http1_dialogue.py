@@ -28,7 +28,7 @@ ALL_COPIED = 1 << 30
 
 @dataclass
 class Truth:
-    """One exchange as it really was; `-1` bytes of a body where the connection's end cut its message."""
+    """One exchange as it really was; `_from` and `_to` are places in the stream of requests or of responses."""
 
     number: int
     method: str
@@ -37,11 +37,12 @@ class Truth:
     request_body: int = 0
     response_head: int = 0
     response_body: int = 0
-    answered_from: int = -1  # first byte of its final response in the stream of responses
+    answered_from: int = -1  # first byte of its final response
     request_from: int = -1
     request_to: int = -1
     response_to: int = -1
     until_close: bool = False
+    unasked: bool = False  # its content was declined, and sent all the same
 
     @property
     def path(self) -> str:
@@ -177,6 +178,7 @@ class Dialogue:
         if way == "declined":
             truth.request_body = 0
         else:
+            truth.unasked = True
             self.say(REQUEST, body)
             truth.request_to = self.said[REQUEST]
 
@@ -215,10 +217,8 @@ class View:
     Attributes:
         limit: bytes of a call that are copied.
         skipping: how often the kernel side knows in time which bytes need not be copied.
-        hidden: how often a call that carries content alone cannot be read (sendfile, splice).
         lossy: how often a call's record is lost.
         join: the first call that is seen, of a connection older than the agent if that is not the first.
-        cut: bytes of both streams before the connection's end, by which nothing more moves.
         flags: of the close record.
     """
 
@@ -228,10 +228,9 @@ class View:
     lossy: float = 0.0
     join: int = 0
     flags: int = 0
-    cuts: int = 4
 
 
-def calls_of(made: Dialogue, chance: Random, cuts: int) -> list[tuple[Side, bytes]]:
+def calls_of(made: Dialogue, chance: Random, cuts: int = 4) -> list[tuple[Side, bytes]]:
     """Each side's bytes as calls of any size: what one side says in a row may come together."""
     merged: list[tuple[Side, bytes]] = []
     for side, data in made.turns:
@@ -320,23 +319,31 @@ def check(made: Dialogue, outcome: Outcome, view: View) -> None:
             assert not 0 <= asked.answered_from < outcome.moved[RESPONSE] - 1, "its response moved"
         if seen.completeness is Completeness.COMPLETE:
             assert asked is answered is not None
-            assert sizes(seen) == (
-                asked.request_head,
-                asked.request_body,
-                asked.response_head,
-                asked.response_body,
-            ), asked
-            assert seen.ended_by is None
-            assert asked.request_to <= outcome.moved[REQUEST], "its request was cut"
-            assert asked.response_to <= outcome.moved[RESPONSE], "its response was cut"
-            if asked.until_close:
-                assert not view.flags & CLOSE_BY_PEER
-                assert not view.client or view.flags & CLOSE_PEER_ENDED
+            check_whole(asked, seen, outcome, view)
     for values in (
         [seen.path for seen in outcome.exchanges if seen.path is not None],
         [seen.status for seen in outcome.exchanges if seen.status is not None],
     ):
         assert len(values) == len(set(values)), f"one came out twice: {values}"
+
+
+def check_whole(truth: Truth, seen: Exchange, outcome: Outcome, view: View) -> None:
+    """What is said to be complete is exact."""
+    assert seen.ended_by is None
+    asked = truth.request_body
+    if truth.unasked and outcome.moved[REQUEST] <= truth.request_from + truth.request_head:
+        asked = 0  # nobody knows that content would have followed
+    else:
+        assert truth.request_to <= outcome.moved[REQUEST], "its request was cut"
+    content = truth.response_body
+    if truth.until_close:
+        # Whoever writes it ends it wherever it likes; only a reset, or a reader that leaves, tells that it is cut.
+        assert not view.flags & CLOSE_BY_PEER
+        assert not view.client or view.flags & CLOSE_PEER_ENDED
+        content = min(content, outcome.moved[RESPONSE] - truth.answered_from - truth.response_head)
+    else:
+        assert truth.response_to <= outcome.moved[RESPONSE], "its response was cut"
+    assert sizes(seen) == (truth.request_head, asked, truth.response_head, content), truth
 
 
 def sizes(seen: Exchange) -> tuple[int, int, int, int]:

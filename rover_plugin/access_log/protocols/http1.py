@@ -224,7 +224,7 @@ class Http1Analyzer:
             if half.state == _HEAD:
                 self._cut_head(half, _TRUNCATED)
                 if half.side and half.exchange is None:
-                    self._pairing.lose_responses(_TRUNCATED, None)
+                    self._pairing.cut_answer(ended_by[Side.RESPONSE])
             if half.exchange is not None:
                 self._cut(half, half.exchange, ended_by[half.side])
                 self._end(half)
@@ -768,7 +768,7 @@ class Http1Analyzer:
         """The connection ends before the half's present message may end (RFC 9112 §8)."""
         if half.state >= _LOST:
             return
-        if half.state == _UNTIL_CLOSE and _ends_content(exchange, ended_by):
+        if half.state == _UNTIL_CLOSE and _ends_content(self._pairing.latest_response, ended_by):
             return
         if half.state == _OFFERED:  # an answer has declined its content, or there is none
             return
@@ -792,7 +792,7 @@ class Http1Analyzer:
             if state >= _PARKED:
                 self._parked_lost = True
                 return
-            if state == _OFFERED and exchange is not None and not (label is _GAP and self._pairing.answered(exchange)):
+            if state == _OFFERED and label is not _GAP:
                 self._accept_content(half)
                 continue
             if state not in _COUNTED or count < 0 or not _framed(half):
@@ -842,6 +842,8 @@ class Http1Analyzer:
 
     def _switch(self, exchange: Exchange, head: bytes, status: int) -> None:
         """The response ends HTTP/1 on this connection: 101, or 2xx to CONNECT."""
+        if self._request.exchange is not None:
+            self._cut(self._request, self._request.exchange, None)
         self._request.state = self._response.state = _DONE
         upgrade = header(head, b"upgrade") if status == 101 else None
         parked, self._parked = self._parked, []
@@ -918,13 +920,13 @@ class Http1Analyzer:
             self.receive(piece.side, piece.call, piece.data, piece.unseen, piece.parts)
 
 
-def _ends_content(exchange: Exchange, ended_by: EndedBy | None) -> bool:
+def _ends_content(latest: Call | None, ended_by: EndedBy | None) -> bool:
     """Whether content that lasts until the connection closes has ended in order.
 
     Its reader may have shut its own side down long before, so a writer that was not reset has written all it wanted.
     """
     if ended_by is EndedBy.LOCAL:
-        return exchange.calls[-1].operation is not _READ if exchange.calls else True
+        return latest is None or latest.operation is not _READ
     return ended_by is None or ended_by is EndedBy.REMOTE
 
 

@@ -305,6 +305,16 @@ class Pairing:
         self._moved = self._moved or label
         self._release_held(label)
 
+    def cut_answer(self, ended_by: EndedBy | None) -> None:
+        """The connection ends in the start line of the next response."""
+        exchange = self.queue[0] if self.queue and not self._abandoned else None
+        if exchange is None and self._reply is None:
+            exchange = self._candidate
+        if exchange is not None:
+            exchange.ended_by = exchange.ended_by or ended_by
+            if exchange.completeness is _COMPLETE:
+                exchange.completeness = Completeness.TRUNCATED
+
     # Time and the end
 
     def expire(self, before_ns: int) -> None:
@@ -439,8 +449,9 @@ def _asked_at(request: Exchange) -> int:
 
 def _together(earlier: Exchange, later: Exchange) -> bool:
     """Whether two requests were asked without any byte of a response between them: that client does not wait."""
-    asked_at = _asked_at(later)
-    return not later.calls or 0 <= asked_at == _asked_at(earlier)
+    if not later.calls or not earlier.calls:
+        return not later.calls
+    return 0 <= later.calls[0].opposite == earlier.calls[0].opposite
 
 
 def _join(request: Exchange, response: Exchange, into: Exchange) -> None:

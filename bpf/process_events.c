@@ -29,7 +29,8 @@ struct process_event {
 	u32 uid;       /* effective */
 	u64 start_ns;  /* boot time; /proc/PID/stat shows it in ticks */
 	u64 cgroup;    /* id in the unified hierarchy */
-	u64 cgroup_v1; /* id in the hierarchy of V1_CONTROLLER, 0 without one */
+	u64 cgroup_v1; /* id in the hierarchy of version 1 where it is deepest, of those of V1_CONTROLLERS; 0 without */
+	u32 hierarchy; /* number of that hierarchy */
 	u32 pid_namespace;
 	/* exec only, else 0: */
 	u16 copied;    /* bytes of `strings` */
@@ -85,18 +86,32 @@ static __always_inline u64 cgroup_of(struct task_struct *task)
 	return READ(node->id);
 }
 
-#ifdef V1_CONTROLLER /* an enumerator of cgroup_subsys_id */
-static __always_inline u64 cgroup_v1_of(struct task_struct *task)
+#ifdef V1_CONTROLLERS /* enumerators of cgroup_subsys_id, separated by commas */
+/* Not every manager uses every controller: the deepest cgroup says most. */
+static __always_inline void describe_v1(struct process_event *event, struct task_struct *task)
 {
 	struct css_set *groups = READ(task->cgroups);
-	struct cgroup_subsys_state *state = READ(groups->subsys[V1_CONTROLLER]);
-	struct cgroup *group = READ(state->cgroup);
-	struct kernfs_node *node = READ(group->kn);
+	u32 controllers[] = {V1_CONTROLLERS};
+	int deepest = -1;
 
-	return READ(node->id);
+#pragma unroll
+	for (u32 at = 0; at < sizeof(controllers) / sizeof(controllers[0]); at++) {
+		struct cgroup_subsys_state *state = READ(groups->subsys[controllers[at]]);
+		struct cgroup *group = READ(state->cgroup);
+		int level = READ(group->level);
+
+		if (level > deepest) {
+			struct cgroup_root *root = READ(group->root);
+			struct kernfs_node *node = READ(group->kn);
+
+			deepest = level;
+			event->hierarchy = READ(root->hierarchy_id);
+			event->cgroup_v1 = READ(node->id);
+		}
+	}
 }
 #else
-#define cgroup_v1_of(task) 0
+#define describe_v1(event, task)
 #endif
 
 static __always_inline u32 pid_namespace_of(struct task_struct *task)
@@ -120,7 +135,9 @@ static __always_inline void describe(struct process_event *event, u32 kind, stru
 	event->uid = READ(cred->euid.val);
 	event->start_ns = READ(leader->start_boottime);
 	event->cgroup = cgroup_of(task);
-	event->cgroup_v1 = cgroup_v1_of(task);
+	event->cgroup_v1 = 0;
+	event->hierarchy = 0;
+	describe_v1(event, task);
 	event->pid_namespace = pid_namespace_of(task);
 	event->copied = 0;
 	event->arguments = 0;

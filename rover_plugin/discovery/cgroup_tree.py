@@ -20,7 +20,7 @@ KEEP_S = 60.0  # what is removed, as long as the dead stay listed
 _ENTRY_BYTES = 250  # around a path: two numbers, a tuple, an entry of a dictionary (tracemalloc, CPython 3.11)
 
 UNIFIED = 0  # number of the unified hierarchy (cgroups(7), /proc/PID/cgroup)
-# Controllers of version 1 whose hierarchy has most of systemd's units and all containers, best first.
+# Controllers of version 1 that managers and runtimes make cgroups for, the most used first.
 _CONTROLLERS = ("pids", "memory", "cpu", "devices", "freezer", "cpuset", "blkio")
 _ENUMERATORS = {"blkio": "io_cgrp_id"}  # enum cgroup_subsys_id, include/linux/cgroup_subsys.h
 _INITIAL_NAMESPACE = 0xEFFFFFFB  # PROC_CGROUP_INIT_INO, include/linux/proc_ns.h
@@ -35,7 +35,7 @@ class Hierarchy:
     Attributes:
         number: as the first field of /proc/PID/cgroup.
         mount: where it is mounted.
-        controller: a controller of version 1 it is for, empty for the unified one.
+        controller: a controller of version 1 that it is for, empty for the unified one.
     """
 
     number: int
@@ -49,21 +49,38 @@ class Hierarchy:
 
 
 def hierarchies(proc: str = PROC) -> tuple[Hierarchy, ...]:
-    """The unified hierarchy, and the best of version 1, as far as they are mounted and can be seen whole."""
+    """The unified hierarchy, and those of version 1, as far as they are mounted and can be seen whole.
+
+    Where our own mounts show a part only, as in a container, those of process 1 are looked at.
+    """
+    own = () if _in_own_namespace(proc) else _hierarchies(f"{proc}/self", "")
+    return own or _hierarchies(f"{proc}/1", f"{proc}/1/root")
+
+
+def _in_own_namespace(proc: str) -> bool:
+    """Whether we are in a cgroup namespace that shows a part of the tree as if it were the whole."""
     try:
-        # A cgroup namespace of our own shows a part of the tree, as if it were the whole.
-        initial = os.stat(f"{proc}/self/ns/cgroup").st_ino == _INITIAL_NAMESPACE  # noqa: PTH116
-        process, root = ("self", "") if initial else ("1", f"{proc}/1/root")
+        return os.stat(f"{proc}/self/ns/cgroup").st_ino != _INITIAL_NAMESPACE  # noqa: PTH116  a number is all
+    except OSError:
+        return False
+
+
+def _hierarchies(process: str, root: str) -> tuple[Hierarchy, ...]:
+    try:
         with (
-            open(f"{proc}/{process}/mountinfo", encoding="utf-8", errors="replace") as mounts,  # noqa: PTH123
-            open(f"{proc}/{process}/cgroup", encoding="utf-8", errors="replace") as groups,  # noqa: PTH123
+            open(f"{process}/mountinfo", encoding="utf-8", errors="replace") as mounts,  # noqa: PTH123
+            open(f"{process}/cgroup", encoding="utf-8", errors="replace") as groups,  # noqa: PTH123
         ):
             found = list(_mounted(mounts.read().splitlines(), groups.read().splitlines(), root))
     except OSError:
         return ()
     unified = [hierarchy for hierarchy in found if hierarchy.number == UNIFIED][:1]
-    version_1 = (hierarchy for name in _CONTROLLERS for hierarchy in found if hierarchy.controller == name)
-    return (*unified, *[hierarchy for _, hierarchy in zip(range(1), version_1, strict=False)])
+    version_1: dict[int, Hierarchy] = {}  # one of the controllers that share a hierarchy
+    for name in _CONTROLLERS:
+        for hierarchy in found:
+            if hierarchy.controller == name:
+                version_1.setdefault(hierarchy.number, hierarchy)
+    return (*unified, *version_1.values())
 
 
 def _mounted(mounts: Sequence[str], groups: Sequence[str], root: str) -> Iterator[Hierarchy]:
@@ -125,13 +142,16 @@ class CgroupTree:
             _, (path, _) = self._removed.popitem(last=False)
             self._bytes -= _size(path)
 
-    def path(self, unified: int, version_1: int) -> str:
-        """The path that says most for a process with these ids, empty if neither is known."""
-        numbers = {UNIFIED: unified}
-        paths = [
-            self._path((hierarchy.number, numbers.get(hierarchy.number, version_1))) for hierarchy in self.hierarchies
-        ]
-        return next((path for path in paths if path not in {"", "/"}), next(filter(None, paths), ""))
+    def path(self, unified: int, hierarchy: int = UNIFIED, version_1: int = 0) -> str:
+        """The path that says most, empty if none is known.
+
+        Args:
+            unified: id in the unified hierarchy.
+            hierarchy: number of another one.
+            version_1: id in that.
+        """
+        path = self._path((UNIFIED, unified))
+        return path if path not in {"", "/"} else self._path((hierarchy, version_1)) or path
 
     def _path(self, key: _Key) -> str:
         return self._living.get(key) or self._removed.get(key, ("", 0.0))[0]

@@ -20,8 +20,8 @@ _POD = re.compile(r"(?:^|.*-)pod(?:[0-9a-f]{32}|[0-9a-f]{8}(?:[-_][0-9a-f]{4}){3
 # the host that run virtual machines.
 _MACHINE_SCOPE = re.compile(r"machine-(?!qemu-)(?:lxc-\d+-)?(.+)\.scope")
 # A unit that runs systemd-nspawn, its own template or any other: what it runs is below `payload`, itself beside that
-# in `supervisor` (create_subcgroup(), src/nspawn/nspawn-cgroup.c).
-_NSPAWN_SERVICE = re.compile(r"(?:systemd-nspawn@)?(.+)\.service")
+# in `supervisor` (create_subcgroup(), src/nspawn/nspawn-cgroup.c). Old ones do without `payload`.
+_NSPAWN_SERVICE = re.compile(r"(systemd-nspawn@)?(.+)\.service")
 _NSPAWN_OWN = "supervisor"
 _NSPAWN_PAYLOAD = "payload"
 _LXC_PAYLOAD = "lxc.payload."  # LXC 4 and newer, Incus
@@ -96,10 +96,11 @@ def _machine(part: str, following: str) -> str:
     if part == _LXC:
         return following
     name = _unescaped(part)
+    inside = following not in {"", _NSPAWN_OWN}
     if (match := _MACHINE_SCOPE.fullmatch(name)) and following != _NSPAWN_OWN:
         return match[1]
-    if following == _NSPAWN_PAYLOAD and (match := _NSPAWN_SERVICE.fullmatch(name)):
-        return match[1]
+    if (match := _NSPAWN_SERVICE.fullmatch(name)) and (following == _NSPAWN_PAYLOAD or (match[1] and inside)):
+        return match[2]
     return ""
 
 

@@ -23,7 +23,8 @@ class ForeignFiles:
     """Files below directories the caller trusts to be what they are called; nothing below them is.
 
     What is absent is no fault. Everything else that keeps a file from being used is counted as
-    `container_files_refused`, with the reason: `symlink`, `irregular`, `too_large`, `unreadable`, `malformed`.
+    `container_files_refused`, with the reason: `symlink`, `irregular`, `too_large`, `unreadable`, `malformed`. A path
+    may itself come out of such a file, and be one that no file can have.
 
     Args:
         roots: where the host's root directory may be seen from here; a file counts in the first that has it.
@@ -39,7 +40,7 @@ class ForeignFiles:
             try:
                 with os.scandir(root + directory) as entries:
                     return [entry.name for _, entry in zip(range(MAX_ENTRIES), entries, strict=False)]
-            except OSError:
+            except (OSError, ValueError):
                 continue
         return []
 
@@ -48,7 +49,7 @@ class ForeignFiles:
         for root in self._roots:
             try:
                 found = os.lstat(f"{root}{directory}/{below}")
-            except OSError:
+            except (OSError, ValueError):
                 continue
             return found.st_ino, found.st_mtime_ns, found.st_size
         return None
@@ -65,7 +66,7 @@ class ForeignFiles:
                 continue
             except _RefusedError as refused:
                 self._refuse(str(refused))
-            except OSError:
+            except (OSError, ValueError):
                 self._refuse("unreadable")
         return ""
 

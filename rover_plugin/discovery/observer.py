@@ -189,7 +189,7 @@ class ProcessObserver:
     def _as_of(self, event: ProcessEvent, base: ProcessFacts | None) -> ProcessFacts:
         """What an event tells, over what was known before; the cgroup's path too."""
         facts = _as_of(event, base)
-        path = self._tree.path(event.cgroup_id, event.cgroup_v1_id)
+        path = self._tree.path(event.cgroup_id, event.hierarchy, event.cgroup_v1_id)
         return replace(facts, cgroup=parse_path(path), container=None) if path else facts
 
     def _execute(self, event: ProcessEvent, now: float) -> None:

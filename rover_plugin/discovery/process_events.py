@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 RING_PAGES = 128  # 512 KiB: about half a second of 1000 forks, execs and exits a second each
 MAX_BATCH = 2048  # records of one `poll`
 # struct process_event up to and without the file name; at an exec that and the program's strings follow.
-HEAD = struct.Struct("<IIIIQQQIHHH16s")
+HEAD = struct.Struct("<IIIIQQQIIHHH16s")
 FILENAME_SIZE = 256
 CGROUP_HEAD = struct.Struct("<IIQ")  # struct cgroup_event up to the path
 _KIND = struct.Struct("<I")
@@ -53,7 +53,8 @@ class ProcessEvent(NamedTuple):
         filename: at an exec the path that was executed, for a script the script's.
         arguments: at an exec its first kilobyte of arguments; none if they could not be copied.
         port: the TCP port listen(2) is for, 0 where it is still to choose one.
-        cgroup_v1_id: in the hierarchy of version 1 that is followed, 0 without one.
+        cgroup_v1_id: in the hierarchy of version 1 where it is deepest, 0 without one.
+        hierarchy: the number of that hierarchy.
     """
 
     kind: int
@@ -67,6 +68,7 @@ class ProcessEvent(NamedTuple):
     arguments: tuple[str, ...] = ()
     port: int = 0
     cgroup_v1_id: int = 0
+    hierarchy: int = 0
 
 
 class CgroupEvent(NamedTuple):
@@ -89,12 +91,14 @@ def decode(record: bytes) -> ProcessEvent | CgroupEvent:
     if kind not in {Kind.CGROUP_MADE, Kind.CGROUP_REMOVED}:
         return decode_event(record)
     _, hierarchy, cgroup_id = CGROUP_HEAD.unpack_from(record)
-    return CgroupEvent(kind, hierarchy, cgroup_id, os.fsdecode(_c_bytes(record[CGROUP_HEAD.size :])))
+    return CgroupEvent(kind, hierarchy, cgroup_id, _c_string(record[CGROUP_HEAD.size :]))
 
 
 def decode_event(record: bytes) -> ProcessEvent:
     """Reads one record of `struct process_event`."""
-    kind, tgid, parent, uid, start_ns, cgroup, cgroup_v1, namespace, size, count, port, comm = HEAD.unpack_from(record)
+    (kind, tgid, parent, uid, start_ns, cgroup, cgroup_v1, hierarchy, namespace, size, count, port, comm) = (
+        HEAD.unpack_from(record)
+    )
     # As nsec_to_clock_t() does for /proc/PID/stat.
     key = ProcessKey(tgid, start_ns // _NS_PER_TICK)
     filename = os.fsdecode(_c_bytes(record[HEAD.size : HEAD.size + FILENAME_SIZE]))
@@ -102,7 +106,7 @@ def decode_event(record: bytes) -> ProcessEvent:
     strings = record[start : start + size].split(b"\0")
     arguments = parse_cmdline(b"\0".join(strings[:count]))
     return ProcessEvent(
-        kind, key, parent, uid, cgroup, namespace, _c_string(comm), filename, arguments, port, cgroup_v1
+        kind, key, parent, uid, cgroup, namespace, _c_string(comm), filename, arguments, port, cgroup_v1, hierarchy
     )
 
 
@@ -135,9 +139,9 @@ class ProcessEvents:
         listeners: bool = False,
     ) -> None:
         defines: dict[str, str | int] = {"RING_PAGES": ring_pages}
-        for tree in trees:
-            if tree.controller:
-                defines["V1_CONTROLLER"] = tree.enumerator
+        controllers = ",".join(tree.enumerator for tree in trees if tree.controller)
+        if controllers:
+            defines["V1_CONTROLLERS"] = controllers
         without = {name for name in _OPTIONAL if name not in (available_tracepoints() or _OPTIONAL)}
         if listeners:
             defines["WATCH_LISTENERS"] = 1

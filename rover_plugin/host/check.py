@@ -25,6 +25,7 @@ from rover_plugin.capture.privileges import (
     holds,
     may_load_bpf,
 )
+from rover_plugin.discovery.cgroup_tree import hierarchies
 from rover_plugin.errors import RoverError
 from rover_plugin.host.privileges import kept_capabilities
 
@@ -113,6 +114,16 @@ def pid_namespace(_: Settings) -> Iterator[Finding]:
         yield Finding("pid namespace", Status.FAIL, reason, PID_NAMESPACE_HINT)
     else:
         yield Finding("pid namespace", Status.OK, "the host's")
+
+
+def cgroups(_: Settings) -> Iterator[Finding]:
+    """The trees of cgroups can be seen, so that the ids in the kernel's events have paths."""
+    found = hierarchies()
+    if found:
+        yield Finding("cgroups", Status.OK, ", ".join(tree.mount for tree in found))
+    else:
+        detail = "no hierarchy can be seen whole; processes of a few milliseconds may lose their container's name"
+        yield Finding("cgroups", Status.WARN, detail, "mount the host's /sys/fs/cgroup, or let us see process 1's root")
 
 
 def lockdown(_: Settings) -> Iterator[Finding]:
@@ -228,6 +239,7 @@ CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     privileges,
     kept_privileges,
     pid_namespace,
+    cgroups,
     lockdown,
     bcc,
     bpftool,

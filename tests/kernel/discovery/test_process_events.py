@@ -9,7 +9,8 @@ import secrets
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -226,30 +227,36 @@ def test_the_environment_is_not_copied(events: ProcessEvents, environment: dict[
             events._ring.wait(PATIENCE_S)
             events._ring.read(lambda data, start, end: records.append(bytes(data[start:end])), 2048)
     (executed,) = [record for record in records if b"/bin/true\0one" in record]
-    _, _, _, _, _, _, _, _, copied, arguments, *_ = HEAD.unpack_from(executed)
+    _, _, _, _, _, _, _, _, _, copied, arguments, *_ = HEAD.unpack_from(executed)
     assert (copied, arguments) == (len(b"/bin/true\0one\0"), 2)
 
 
 @pytest.fixture
-def containers() -> Iterator[Path]:
-    """A cgroup to make containers' in, in the hierarchy that says most here."""
-    for hierarchy in reversed(hierarchies()):
-        directory = Path(hierarchy.mount) / f"rover-{secrets.token_hex(4)}"
-        try:
-            directory.mkdir()
-        except OSError:
-            continue
-        yield directory
-        directory.rmdir()
-        return
-    pytest.skip("no cgroup can be made here")
+def cgroups() -> Iterator[list[Path]]:
+    """Cgroups to make those of containers in, one in each hierarchy."""
+    name, made = f"rover-{secrets.token_hex(4)}", []
+    for hierarchy in hierarchies():
+        directory = Path(hierarchy.mount) / name / "below"  # deeper than where tests may run themselves
+        with suppress(OSError):
+            directory.mkdir(parents=True)
+            if hierarchy.controller != "cpuset":  # which nobody can enter before it has processors
+                made.append(directory)
+    if not made:
+        pytest.skip("no cgroup can be made here")
+    yield made
+    for hierarchy in hierarchies():
+        directory = Path(hierarchy.mount) / name / "below"
+        with suppress(OSError):
+            directory.rmdir()
+            directory.parent.rmdir()
 
 
-def test_processes_of_a_few_ms_in_cgroups_made_for_them_are_all_placed(containers: Path) -> None:
+def test_processes_of_a_few_ms_in_cgroups_made_for_them_are_all_placed(cgroups: list[Path]) -> None:
+    """Whatever hierarchy the cgroup is in, and though none is left when anybody looks."""
     wanted = {}
     with watched() as host:
-        for _ in range(100):
-            container = containers / secrets.token_hex(32)
+        for _, parent in zip(range(100), cycle(cgroups), strict=False):
+            container = parent / secrets.token_hex(32)
             container.mkdir()
             script = f"echo $$ > {container}/cgroup.procs && exec /bin/true"
             with subprocess.Popen(["/bin/sh", "-c", script]) as child:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rover_plugin.discovery import cgroup_tree
 from rover_plugin.discovery.cgroup_tree import KEEP_S, CgroupTree, Hierarchy, hierarchies
 from rover_plugin.telemetry.counters import Counters
 
@@ -26,9 +27,9 @@ def test_a_scan_finds_every_cgroup_by_its_inode(tmp_path: Path) -> None:
     tree = CgroupTree([Hierarchy(0, str(tmp_path))])
     tree.scan()
     assert len(tree) == 4
-    assert tree.path(deepest.stat().st_ino, 0) == "/a.slice/b.service/c"
-    assert tree.path(tmp_path.stat().st_ino, 0) == "/"
-    assert tree.path(1, 0) == ""
+    assert tree.path(deepest.stat().st_ino) == "/a.slice/b.service/c"
+    assert tree.path(tmp_path.stat().st_ino) == "/"
+    assert tree.path(1) == ""
 
 
 def test_a_tree_that_is_not_there_is_empty() -> None:
@@ -41,10 +42,10 @@ def test_a_removed_cgroup_is_known_for_a_while() -> None:
     tree = CgroupTree([UNIFIED])
     tree.made(0, 7, "/a")
     tree.removed(0, 7, now=100)
-    assert tree.path(7, 0) == "/a"
+    assert tree.path(7) == "/a"
     tree.made(0, 8, "/b")
     tree.removed(0, 8, now=100 + KEEP_S)
-    assert (tree.path(7, 0), tree.path(8, 0)) == ("", "/b")
+    assert (tree.path(7), tree.path(8)) == ("", "/b")
 
 
 def test_of_two_hierarchies_the_unified_one_counts_unless_it_says_nothing() -> None:
@@ -53,13 +54,14 @@ def test_of_two_hierarchies_the_unified_one_counts_unless_it_says_nothing() -> N
     tree.made(0, 7, "/unified")
     tree.made(8, 1, "/")
     tree.made(8, 7, "/pids")
-    assert [tree.path(7, 7), tree.path(1, 7), tree.path(1, 1), tree.path(9, 7)] == ["/unified", "/pids", "/", "/pids"]
+    paths = [tree.path(unified, 8, version_1) for unified, version_1 in ((7, 7), (1, 7), (1, 1), (9, 7), (1, 9))]
+    assert paths == ["/unified", "/pids", "/", "/pids", "/"]
 
 
 def test_without_the_unified_hierarchy_version_1_alone_tells() -> None:
     tree = CgroupTree([PIDS])
     tree.made(8, 7, "/pids")
-    assert (tree.path(1, 7), tree.path(7, 1)) == ("/pids", "")
+    assert (tree.path(1, 8, 7), tree.path(7, 8, 1), tree.path(1, 9, 7)) == ("/pids", "", "")
 
 
 def test_other_hierarchies_are_left_out() -> None:
@@ -99,7 +101,7 @@ def test_removed_cgroups_give_way_first() -> None:
     tree.removed(0, 2, now=0)
     tree.made(0, 3, "/new")
     tree.made(0, 4, "/too")
-    assert [tree.path(number, 0) for number in (1, 2, 3, 4)] == ["/one", "", "/new", "/too"]
+    assert [tree.path(number) for number in (1, 2, 3, 4)] == ["/one", "", "/new", "/too"]
 
 
 SYSTEMD_HYBRID = """\
@@ -119,7 +121,11 @@ A_PART = "30 25 0:26 /docker/abc /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
         (
             SYSTEMD_HYBRID,
             "8:pids:/\n4:cpu,cpuacct:/\n1:name=systemd:/\n0::/\n",
-            (Hierarchy(0, "/sys/fs/cgroup/unified"), Hierarchy(8, "/sys/fs/cgroup/pids", "pids")),
+            (
+                Hierarchy(0, "/sys/fs/cgroup/unified"),
+                Hierarchy(8, "/sys/fs/cgroup/pids", "pids"),
+                Hierarchy(4, "/sys/fs/cgroup/cpu,cpuacct", "cpu"),
+            ),
         ),
         (
             SYSTEMD_HYBRID.replace("cgroup2 cgroup2", "tmpfs tmpfs"),
@@ -143,6 +149,19 @@ def test_hierarchies_are_found_among_the_mounts(
     root = f"{tmp_path}/1/root"
     expected = tuple(Hierarchy(one.number, root + one.mount, one.controller) for one in found)
     assert hierarchies(str(tmp_path)) == expected
+
+
+def test_our_own_mounts_come_first_where_they_show_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for process, mounts in (("self", UNIFIED_ONLY), ("1", UNIFIED_ONLY.replace("/sys/fs/cgroup", "/other"))):
+        (tmp_path / process / "ns").mkdir(parents=True)
+        (tmp_path / process / "ns/cgroup").touch()
+        (tmp_path / process / "mountinfo").write_text(mounts)
+        (tmp_path / process / "cgroup").write_text("0::/\n")
+    namespace = (tmp_path / "self/ns/cgroup").stat().st_ino
+    monkeypatch.setattr(cgroup_tree, "_INITIAL_NAMESPACE", namespace)
+    assert hierarchies(str(tmp_path)) == (Hierarchy(0, "/sys/fs/cgroup"),)
+    (tmp_path / "self/mountinfo").write_text(A_PART)
+    assert hierarchies(str(tmp_path)) == (Hierarchy(0, f"{tmp_path}/1/root/other"),)
 
 
 def test_this_host_has_a_hierarchy() -> None:

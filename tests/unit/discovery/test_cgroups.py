@@ -6,8 +6,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from rover_plugin.discovery.cgroups import Cgroup, parse_cgroup, unified_mount
+from rover_plugin.discovery.cgroups import Cgroup, parse_cgroup, parse_path, unified_mount
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,6 +18,7 @@ ID = "0123456789abcdef" * 4
 OTHER = "fedcba9876543210" * 4
 UID = "0a1b2c3d-4e5f-6789-abcd-ef0123456789"
 UID_ = UID.replace("-", "_")
+PARTS = ["lxc", "lxc.payload.", "lxc.payload.a", "payload", "machine-.scope", ".service", "x.service", f"pod{UID}", ""]
 STATIC = UID.replace("-", "")
 
 
@@ -103,6 +106,7 @@ STATIC = UID.replace("-", "")
             "",
         ),
         ("/system.slice/mydb.service/payload/system.slice/nginx.service", "nginx.service", False, "", "mydb"),
+        ("/machine.slice/systemd-nspawn@db.service/system.slice/x.service", "x.service", False, "", "db"),
         ("/system.slice/mydb.service/payload", "", False, "", "mydb"),
         ("/system.slice/mydb.service/supervisor", "mydb.service", False, "", ""),
         (r"/machine.slice/machine-db\x2d1.scope/payload/init.scope", "init.scope", True, "", "db-1"),
@@ -150,3 +154,11 @@ def test_the_unified_hierarchy_is_found_among_the_mounts(tmp_path: Path) -> None
     mounts_without = tmp_path / "none"
     mounts_without.write_text("24 1 0:21 / /proc rw - proc proc rw\n")
     assert unified_mount(mounts_without) == ""
+
+
+@given(st.lists(st.sampled_from([*PARTS, ID, UID]) | st.text(max_size=8), max_size=8))
+@settings(max_examples=200)
+def test_any_path_yields_a_place(parts: list[str]) -> None:
+    found = parse_path("/" + "/".join(parts))
+    assert not (found.container_id and found.machine)
+    assert found.container_id in {"", ID}

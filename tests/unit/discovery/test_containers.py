@@ -5,22 +5,23 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rover_plugin.discovery import containers as containers_module
 from rover_plugin.discovery.cgroups import Cgroup, parse_path
 from rover_plugin.discovery.container_names import Container
-from rover_plugin.discovery.containers import Containers
+from rover_plugin.discovery.containers import Containers, contained
 from rover_plugin.discovery.model import ProcessKey
 from rover_plugin.discovery.naming import service_name
-from rover_plugin.discovery.procfs import ProcessFacts
+from rover_plugin.discovery.procfs import ProcessFacts, read_process
 from rover_plugin.telemetry.counters import Counters
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ID = "0123456789abcdef" * 4
 OTHER = "fedcba9876543210" * 4
@@ -317,6 +318,13 @@ def test_json_of_another_shape_names_nothing(host: Host, content: str) -> None:
     assert host.refused() == {}
 
 
+def test_a_path_no_file_can_have_is_refused(host: Host) -> None:
+    mounts = [{"source": f"/a\0b/{ID}/hostname"}]
+    host.write(f"{CONTAINERD}/moby/{ID}/config.json", bundle(mounts=mounts))
+    assert host.container(f"/docker/{ID}") == Container(ID)
+    assert host.refused() == {"unreadable": 1}
+
+
 def test_a_file_too_large_is_not_used(host: Host) -> None:
     host.write(f"var/lib/docker/containers/{ID}/config.v2.json", {"Name": "/shop", "x": "y" * (1 << 20)})
     assert host.container(f"/docker/{ID}") == Container(ID)
@@ -372,3 +380,37 @@ def test_a_name_out_of_a_path_is_made_fit_to_be_shown(host: Host) -> None:
 
 def test_a_process_without_a_container_is_the_hosts() -> None:
     assert Containers(root="/nowhere").of(ProcessFacts(ProcessKey(1, 1), cgroup=Cgroup("/user.slice"))) is None
+
+
+_SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=20) | st.just(f"/a\0b/{ID}/hostname")
+_KEYS = st.sampled_from(
+    ["Name", "Config", "Labels", "annotations", "mounts", "source", "id", "names", "data-root", *CRI, *CRIO]
+)
+ANYTHING = st.recursive(
+    _SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_KEYS, inner, max_size=6), max_leaves=20
+)
+FILES = [
+    "etc/docker/daemon.json",
+    f"var/lib/docker/containers/{ID}/config.v2.json",
+    f"{CONTAINERD}/k8s.io/{ID}/config.json",
+    "var/lib/containers/storage/overlay-containers/containers.json",
+    f"var/lib/containers/storage/overlay-containers/{ID}/userdata/config.json",
+]
+
+
+@given(st.sampled_from(FILES), ANYTHING | st.binary(max_size=60))
+@settings(max_examples=200, deadline=None)
+def test_whatever_is_in_a_file_a_container_has_a_name_fit_to_be_shown(path: str, content: object) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        host = Host(Path(root))
+        host.write(path, content.decode(errors="replace") if isinstance(content, bytes) else json.dumps(content))
+        found = host.container(f"/docker/{ID}")
+    assert found is not None
+    assert found.service.isprintable()
+    assert found.id == ID
+
+
+def test_one_process_can_be_looked_at_alone() -> None:
+    facts = read_process(os.getpid())
+    assert facts is not None
+    assert replace(contained(facts), container=None) == facts

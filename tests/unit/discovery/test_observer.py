@@ -267,7 +267,7 @@ def test_an_ended_process_is_placed_by_the_cgroup_its_event_names_though_that_is
         [
             CgroupEvent(Kind.CGROUP_MADE, 8, 70, "/lxc.payload.web/system.slice/nginx.service"),
             event(Kind.FORK),
-            event(Kind.EXEC, filename="/usr/sbin/nginx", cgroup_id=1, cgroup_v1_id=70),
+            event(Kind.EXEC, filename="/usr/sbin/nginx", cgroup_id=1, cgroup_v1_id=70, hierarchy=8),
             event(Kind.EXIT),
             CgroupEvent(Kind.CGROUP_REMOVED, 8, 70, ""),
         ],

@@ -73,12 +73,12 @@ def test_a_watcher_that_never_started_can_be_stopped() -> None:
 
 def test_a_record_of_the_kernel_is_decoded_with_its_start_time_in_ticks() -> None:
     comm = b"nginx\0stale bytes"[:16]
-    head = HEAD.pack(Kind.EXEC, 42, 7, 1000, 123_456_789_012, 99, 77, 4026531836, 9, 2, 0, comm)
+    head = HEAD.pack(Kind.EXEC, 42, 7, 1000, 123_456_789_012, 99, 77, 8, 4026531836, 9, 2, 0, comm)
     filename = b"/usr/sbin/ng\xffnx\0stale".ljust(FILENAME_SIZE, b"\0")
     event = decode_event(head + filename + b"nginx\0-t\0stale bytes")
     assert (event.kind, event.key.pid, event.key.start_time) == (Kind.EXEC, 42, 12345)
     assert (event.parent, event.uid, event.cgroup_id, event.pid_namespace) == (7, 1000, 99, 4026531836)
-    assert (event.cgroup_v1_id, event.port) == (77, 0)
+    assert (event.cgroup_v1_id, event.hierarchy, event.port) == (77, 8, 0)
     assert (event.comm, event.filename) == ("nginx", "/usr/sbin/ng\udcffnx")
     assert event.arguments == ("nginx", "-t")
     assert (decode_event(head).filename, decode_event(head).arguments) == ("", ())
@@ -86,4 +86,4 @@ def test_a_record_of_the_kernel_is_decoded_with_its_start_time_in_ticks() -> Non
 
 def test_a_record_about_a_cgroup_is_decoded_to_the_end_of_its_path() -> None:
     record = CGROUP_HEAD.pack(Kind.CGROUP_MADE, 8, 4711) + b"/docker/a\xffb\0stale bytes"
-    assert decode(record) == CgroupEvent(Kind.CGROUP_MADE, 8, 4711, "/docker/a\udcffb")
+    assert decode(record) == CgroupEvent(Kind.CGROUP_MADE, 8, 4711, "/docker/a\ufffdb")

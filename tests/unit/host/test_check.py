@@ -13,6 +13,7 @@ import structlog
 from click.testing import CliRunner
 
 from rover_plugin.capture import headers, plan, privileges, session
+from rover_plugin.discovery.cgroup_tree import Hierarchy
 from rover_plugin.errors import CaptureError
 from rover_plugin.host import check
 from rover_plugin.host.check import Finding, Status
@@ -78,6 +79,16 @@ def test_a_pid_namespace_of_our_own_fails(
     assert finding.status is (Status.FAIL if reason else Status.OK)
     assert reason in finding.detail
     assert ("hostPID" in finding.hint) == bool(reason)
+
+
+@pytest.mark.parametrize(("trees", "status"), [((Hierarchy(0, "/sys/fs/cgroup"),), Status.OK), ((), Status.WARN)])
+def test_cgroups_that_cannot_be_seen_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, trees: tuple[Hierarchy, ...], status: Status
+) -> None:
+    monkeypatch.setattr(check, "hierarchies", lambda: trees)
+    (finding,) = check.cgroups(CONSOLE)
+    assert finding.status is status
+    assert bool(finding.hint) == (status is Status.WARN)
 
 
 def test_missing_btf_fails_with_what_to_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

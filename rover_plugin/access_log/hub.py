@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from rover_plugin.access_log.address_book import AddressBook
+    from rover_plugin.access_log.link import ConnectionFacts
     from rover_plugin.access_log.outputs.base import Output
     from rover_plugin.access_log.recorder import Recorder
+    from rover_plugin.capture.recording import Translation
     from rover_plugin.discovery.table import Change
     from rover_plugin.telemetry.counters import Counters
     from rover_plugin.telemetry.ledger import Ledger
@@ -44,6 +46,7 @@ class Hub:
         watch, unwatch: tell the kernel side about a process.
         fail: stops the host when a worker dies.
         recorder: writes what the resolver is given.
+        translate: asks for a connection's other end behind address translation; `translated` takes the answer.
     """
 
     def __init__(
@@ -57,10 +60,12 @@ class Hub:
         unwatch: Callable[[int], None],
         fail: Callable[[BaseException], None],
         recorder: Recorder | None = None,
+        translate: Callable[[ConnectionFacts], None] | None = None,
     ) -> None:
         self._outputs = outputs
         self._book = book
-        self._resolver = Resolver(encodings, outputs, book, counters, watch, unwatch, len(channels))
+        self._resolver = Resolver(encodings, outputs, book, counters, watch, unwatch, len(channels), translate)
+        self._translations: queue.SimpleQueue[Sequence[Translation]] = queue.SimpleQueue()
         self._recorder = recorder
         self._fail = fail
         self._processes: queue.Queue[Change | None] = queue.Queue(_MOST_CHANGES)
@@ -123,6 +128,10 @@ class Hub:
         """From the feed, any thread: what it had to say at first has been said."""
         self._put(None)
 
+    def translated(self, answers: Sequence[Translation]) -> None:
+        """Answers to what `translate` asked, from any thread."""
+        self._translations.put(answers)
+
     def _put(self, change: Change | None) -> None:
         # A hub that stands still makes the feed wait, which falls behind and is given a new snapshot later.
         while True:
@@ -164,6 +173,7 @@ class Hub:
                 if now >= next_tick:
                     next_tick = now + _TICK_S
                     self._take_processes()
+                    self._take_translations()
                     self._settle(time.monotonic_ns())
                     self._tick_outputs()
             self._take_processes()
@@ -217,6 +227,15 @@ class Hub:
             self._recorder.settling(now_ns)
         with self._surviving("resolver"):
             self._resolver.settle(now_ns)
+
+    def _take_translations(self) -> None:
+        while not self._translations.empty():
+            answers = self._translations.get()
+            now_ns = time.monotonic_ns()
+            if self._recorder is not None:
+                self._recorder.translations(now_ns, answers)
+            with self._surviving("resolver"):
+                self._resolver.translated(answers, now_ns)
 
     def _take_processes(self) -> None:
         while True:

@@ -15,6 +15,7 @@ from rover_plugin.access_log.options import analysis_options, capture_options, f
 from rover_plugin.access_log.outputs.console import ConsoleOutput
 from rover_plugin.access_log.outputs.jsonl import JsonLinesOutput
 from rover_plugin.access_log.telemetry import AccessLogTelemetry
+from rover_plugin.access_log.translations import Translations
 from rover_plugin.access_log.worker_options import WorkerOptions
 from rover_plugin.access_log.workers import WorkerProcess
 from rover_plugin.capture.session import Capture, Statistic
@@ -22,8 +23,11 @@ from rover_plugin.discovery.feed_client import FeedClient, FeedState
 from rover_plugin.host.module import module_as
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rover_plugin.access_log.outputs.base import Output
     from rover_plugin.access_log.recorder import Recorder
+    from rover_plugin.capture.recording import Translation
     from rover_plugin.discovery.table import Change
     from rover_plugin.host.module import Context
     from rover_plugin.settings import Settings
@@ -60,6 +64,7 @@ class AccessLogModule:
         self._hub: Hub | None = None
         self._feed: FeedClient | None = None
         self._telemetry: AccessLogTelemetry | None = None
+        self._translations: Translations | None = None
         self._unread: set[str] = set()
 
     def active(self, settings: Settings) -> bool:
@@ -102,6 +107,7 @@ class AccessLogModule:
         )
         for worker, ring in zip(self._workers, capture.ring_descriptors(), strict=True):
             worker.begin(ring, capture.policies_descriptor, context.starting)
+        self._translations = Translations(self._on_translations)
         self._hub = Hub(
             [worker.channel for worker in self._workers],
             encodings,
@@ -112,6 +118,7 @@ class AccessLogModule:
             capture.unwatch,
             context.fail,
             recorder,
+            self._translations.ask,
         )
         self._hub.start()
         capture.start()
@@ -143,6 +150,8 @@ class AccessLogModule:
             worker.wait(_ABANDON_S)
         if self._feed is not None:
             self._feed.close()
+        if self._translations is not None:
+            self._translations.close()
         for output in self._outputs:
             output.close(_ABANDON_S)
         if self._capture is not None:
@@ -236,6 +245,10 @@ class AccessLogModule:
     def _on_process(self, change: Change) -> None:
         if self._hub is not None:
             self._hub.process_changed(change)
+
+    def _on_translations(self, answers: Sequence[Translation]) -> None:
+        if self._hub is not None:
+            self._hub.translated(answers)
 
     def _on_feed_state(self, state: FeedState) -> None:
         if state is FeedState.LIVE and self._hub is not None:

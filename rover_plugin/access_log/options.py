@@ -39,6 +39,7 @@ def analysis_options(settings: Settings) -> AnalysisOptions:
         grpc_status_as_http=settings.flag("access_log.grpc_status_mapping"),
         path_templates=settings.flag("access_log.path_templates"),
         open_report_s=settings.seconds("access_log.exchange.open_report_period"),
+        translations=True,
     )
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from rover_plugin.capture.recording import AnalysisOptions
+    from rover_plugin.capture.recording import AnalysisOptions, Translation
     from rover_plugin.discovery.table import Change
 
 _FLUSH_NS: Final = 1_000_000_000
@@ -103,6 +103,11 @@ class Recorder:
         """The resolver is about to look again at what waits."""
         if self._writer is not None:
             self._writer.settling(now_ns)
+
+    def translations(self, now_ns: int, answers: Iterable[Translation]) -> None:
+        """Takes what the resolver is told of translated connections."""
+        if self._writer is not None:
+            self._writer.translations(now_ns, answers)
 
     def close(self, counts: dict[str, Any]) -> None:
         """Ends the file, with `counts` in its statistics; harmless if it was never begun."""

@@ -19,7 +19,7 @@ from rover_plugin.access_log.schedule import Schedule
 from rover_plugin.access_log.shard import Shard
 from rover_plugin.access_log.worker import BATCH, shard_counts
 from rover_plugin.access_log.worker_options import WorkerOptions
-from rover_plugin.capture.recording import Batch, End, Processes, Settling, Statistics
+from rover_plugin.capture.recording import Batch, End, Processes, Settling, Statistics, Translations
 from rover_plugin.telemetry.ledger import Logs, standing
 
 if TYPE_CHECKING:
@@ -150,7 +150,11 @@ class Replay:
         self._recorded: dict[str, Any] = {}
         addresses = frozenset(bytes.fromhex(text) for text in header.local_addresses)
         book = AddressBook(options.exclude_namespaces, options.exclude_clusters, lambda: addresses)
-        self._resolver = Resolver(("json",), outputs, book, counters, lambda _: True, lambda _: None, header.shards)
+        # The answers are in the recording.
+        translate = (lambda _: None) if options.translations else None
+        self._resolver = Resolver(
+            ("json",), outputs, book, counters, lambda _: True, lambda _: None, header.shards, translate
+        )
         self._lanes = [
             _Lane(
                 self,
@@ -179,6 +183,9 @@ class Replay:
         elif isinstance(block, Settling):
             self._now_ns = block.read_ns
             self._resolver.settle(block.read_ns)
+        elif isinstance(block, Translations):
+            self._now_ns = block.read_ns
+            self._resolver.translated(block.answers, block.read_ns)
         elif isinstance(block, Statistics):
             self._recorded = block.counts
         elif isinstance(block, End):

@@ -17,17 +17,19 @@ import structlog
 
 from rover_plugin.access_log.address_book import NOT_SELECTED
 from rover_plugin.access_log.link import FRAGMENT, Item, read_connection, read_items
+from rover_plugin.access_log.questions import Questions
 from rover_plugin.discovery.table import Added, Removed
 from rover_plugin.telemetry.ledger import HUB_FULL, Ledger, Logs
 from rover_plugin.telemetry.telemetry import Histograms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from rover_plugin.access_log.address_book import AddressBook
     from rover_plugin.access_log.link import ConnectionFacts
     from rover_plugin.access_log.model import ResolvedConnection
     from rover_plugin.access_log.outputs.base import Output
+    from rover_plugin.capture.recording import Translation
     from rover_plugin.discovery.table import Change
     from rover_plugin.telemetry.counters import Counters
 
@@ -86,6 +88,7 @@ class Resolver:
         encodings: in the order of the index workers put on fragments.
         watch, unwatch: tell the kernel side about a process.
         workers: how many there are to wait for.
+        translate: asks for a connection's other end behind address translation; `translated` takes the answer.
 
     Attributes:
         ledger: what came over the links, and what became of it.
@@ -101,6 +104,7 @@ class Resolver:
         watch: Callable[[int], bool],
         unwatch: Callable[[int], None],
         workers: int = 1,
+        translate: Callable[[ConnectionFacts], None] | None = None,
     ) -> None:
         self._outputs = outputs
         self._takers = [
@@ -117,6 +121,7 @@ class Resolver:
         # Connections that wait for their other end, with the time since when; those that wait for the feed.
         self._for_peer: deque[tuple[int, _Known]] = deque()
         self._for_feed: dict[int, _Known] = {}
+        self._questions = Questions(translate)
         self._young: dict[int, int] = {}  # pid of a new process that is not ours so far -> until when that may change
         self._waiting_fragments = 0
         self._waiting_bytes = 0
@@ -296,9 +301,9 @@ class Resolver:
     def waiting_logs(self) -> list[Logs]:
         """By encoding index, what waits for a name."""
         sums = [[0, 0] for _ in self._takers]
-        waiting = {id(known): known for _, known in self._for_peer} | {
-            id(known): known for known in self._for_feed.values()
-        }
+        asked = filter(None, map(self._connections.get, self._questions.open))
+        parties = [*(known for _, known in self._for_peer), *self._for_feed.values(), *asked]
+        waiting = {known.facts.id: known for known in parties}
         for known in waiting.values():
             for fragment in known.waiting:
                 sums[fragment.encoding][0] += fragment.kernel_logs
@@ -308,7 +313,7 @@ class Resolver:
     @property
     def settled(self) -> bool:
         """Whether `settle` would find nothing to look at."""
-        return not self._for_peer and not self._for_feed and not self._young
+        return not self._for_peer and not self._for_feed and not self._young and not self._questions.open
 
     def settle(self, now_ns: int) -> None:
         """Looks again at every process that may yet be ours, and at every connection that could not be named."""
@@ -318,6 +323,26 @@ class Resolver:
                 del self._for_feed[known.facts.id]
                 self._for_peer.append((known.since_ns, known))
         self._settle_peers(now_ns)
+        for identity in self._questions.overdue(now_ns):
+            self._settle_asked(identity, now_ns)
+
+    def translated(self, answers: Iterable[Translation], now_ns: int) -> None:
+        """Takes answers to what `translate` was asked."""
+        for answer in answers:
+            known = self._connections.get(answer.id)
+            self._questions.answered(answer.id, known.facts if known is not None else None, answer, now_ns)
+            if answer.address:
+                self._book.translate(answer.id, (answer.address, answer.port))
+            self._settle_asked(answer.id, now_ns)
+
+    def _settle_asked(self, identity: int, now_ns: int) -> None:
+        known = self._connections.get(identity)
+        if known is None:
+            return
+        if known.prefixes is None and not known.excluded:
+            self._decide(known, now_ns, final=True)
+        else:
+            self._name(known, now_ns)
 
     def _settle_peers(self, now_ns: int) -> None:
         """Decides what has waited for its other end until every worker had handed over what was recorded by then."""
@@ -330,6 +355,8 @@ class Resolver:
                 continue
             if self._feed_is_awaited(known, now_ns):
                 self._for_feed[known.facts.id] = known
+            elif known.heard and self._book.knows(known.facts.pid) and self._questions.ask(known.facts, now_ns):
+                continue  # the answer decides it
             elif known.heard or not self._book.knows(known.facts.pid):
                 self._decide(known, now_ns, final=True)
             else:

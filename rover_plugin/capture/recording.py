@@ -16,6 +16,8 @@ length and its bytes as they came from the ring |
 | 4 | settling | u64 time: connections that waited for a name were looked at again |
 | 5 | statistics | JSON: counts of kernel side and recorder at the end |
 | 6 | end, the last one | u64 time; its absence means that the recording was cut |
+| 7 | translations | u64 time, then JSON: for each connection asked about, its id, and the other end's address
+(hexadecimal; empty where it is not translated) and port |
 
 Times are CLOCK_MONOTONIC nanoseconds. Batch boundaries and read times, empty batches included, are what flushing and
 expiry depend on. Readers pass over kinds they do not know.
@@ -28,7 +30,7 @@ import os
 import struct
 import zlib
 from dataclasses import asdict, dataclass, field, fields
-from typing import IO, TYPE_CHECKING, Any, Final, Self
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from rover_plugin._generated.rover import feed_pb2
 from rover_plugin.discovery.feed_codec import decode_changes, encode_changes
@@ -54,7 +56,9 @@ _BUFFER: Final = 1 << 20
 
 _FINAL: Final = 1  # flag of a batch
 
-_HEADER_KIND, _BATCH_KIND, _PROCESSES_KIND, _SETTLING_KIND, _STATISTICS_KIND, _END_KIND = range(1, 7)
+_HEADER_KIND, _BATCH_KIND, _PROCESSES_KIND, _SETTLING_KIND, _STATISTICS_KIND, _END_KIND, _TRANSLATIONS_KIND = range(
+    1, 8
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,7 @@ class AnalysisOptions:
     grpc_status_as_http: bool = True
     path_templates: bool = False
     open_report_s: float = 60.0
+    translations: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +156,27 @@ class Settling:
     read_ns: int
 
 
+class Translation(NamedTuple):
+    """Whom a connection really goes to, or comes from, behind the kernel's address translation.
+
+    Attributes:
+        id: of the connection.
+        address, port: of the other end; no address where there is no translation.
+    """
+
+    id: int
+    address: bytes = b""
+    port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Translations:
+    """What the kernel said about translated connections."""
+
+    read_ns: int
+    answers: tuple[Translation, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Statistics:
     """Counts of kernel side and recorder."""
@@ -165,7 +191,7 @@ class End:
     read_ns: int
 
 
-Block = Batch | Processes | Settling | Statistics | End
+Block = Batch | Processes | Settling | Translations | Statistics | End
 
 
 def pack_records(records: Iterable[bytes | bytearray]) -> bytes:
@@ -210,6 +236,11 @@ class RecordingWriter:
     def settling(self, read_ns: int) -> None:
         """Writes that connections without a name are looked at again now."""
         self._block(_SETTLING_KIND, _TIME.pack(read_ns))
+
+    def translations(self, read_ns: int, answers: Iterable[Translation]) -> None:
+        """Writes what the kernel said about translated connections."""
+        content = json.dumps([[answer.id, answer.address.hex(), answer.port] for answer in answers])
+        self._block(_TRANSLATIONS_KIND, _TIME.pack(read_ns) + content.encode())
 
     def flush(self) -> None:
         """Hands what is buffered to the operating system, so that it survives this process."""
@@ -286,6 +317,10 @@ class RecordingReader:
                 yield Processes(_TIME.unpack_from(content)[0], tuple(decode_changes(changes)))
             elif kind == _SETTLING_KIND:
                 yield Settling(*_TIME.unpack(content))
+            elif kind == _TRANSLATIONS_KIND:
+                said = json.loads(content[_TIME.size :])
+                answers = tuple(Translation(identity, bytes.fromhex(text), port) for identity, text, port in said)
+                yield Translations(_TIME.unpack_from(content)[0], answers)
             elif kind == _STATISTICS_KIND:
                 yield Statistics(json.loads(content))
             elif kind == _END_KIND:

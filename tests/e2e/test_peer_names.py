@@ -157,6 +157,29 @@ def test_translated_connections(
                 assert item["remote"]["seen"]["address"] in {"172.30.0.1", "192.168.77.1"}
 
 
+def test_a_translated_connection_to_somebody_who_is_not_watched_shows_who_that_is(
+    agent: Agent, routed: Network
+) -> None:
+    with routed.serving("c", "172.30.0.2", 8083, name="elsewhere.py"):
+        truth = routed.call("x", "192.168.77.1", 8080, 5, 2)
+        for item in lines(agent, truth, len(truth)):
+            remote = item["remote"]
+            assert (remote["address"], remote["port"]) == ("172.30.0.2", 8083)
+            assert remote["dialled"] == {"address": "192.168.77.1", "port": 8080}
+            assert "service" not in remote
+
+
+def test_a_masqueraded_connection_from_somebody_who_is_not_watched_shows_who_that_is(
+    agent: Agent, routed: Network
+) -> None:
+    with routed.serving("c", "172.30.0.2", 8083):
+        truth = said(routed.start("c", "call", "192.168.77.1", 8080, 5, 2, name="elsewhere.py"))
+        for item in lines(agent, truth, len(truth)):
+            remote = item["remote"]
+            assert (remote["address"], remote["seen"]["address"]) == ("172.30.0.2", "172.30.0.1")
+            assert "service" not in remote
+
+
 def test_a_server_killed_and_started_again_at_the_same_address(agent: Agent) -> None:
     truth: dict[str, int] = {}
     for _ in range(3):

@@ -21,6 +21,7 @@ from rover_plugin.capture.recording import (
     RecordingReader,
     RecordingWriter,
     Settling,
+    Translations,
     pack_records,
 )
 from rover_plugin.capture.records import CALL, HEADER, OPEN, RecordKind
@@ -78,6 +79,8 @@ def copy(
                 writer.processes(block.read_ns, changes)
         elif isinstance(block, Settling):
             writer.settling(block.read_ns)
+        elif isinstance(block, Translations):
+            writer.translations(block.read_ns, block.answers)
         elif isinstance(block, End):
             end_ns = block.read_ns
     writer.close(end_ns, {})

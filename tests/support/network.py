@@ -8,13 +8,15 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from tests.support import talk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 
 def missing_tools() -> str:
@@ -43,12 +45,18 @@ class Network:
     def __init__(self, prefix: str) -> None:
         self._prefix = f"{prefix}{os.getpid()}"
         self._stack = ExitStack()
+        self._links = ""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def _folder(self) -> str:
+        if not self._links:
+            self._links = self._stack.enter_context(tempfile.TemporaryDirectory())
+        return self._links
 
     def _full(self, name: str) -> str:
         return f"{self._prefix}{name}"
@@ -81,11 +89,28 @@ class Network:
         """Loads nftables rules in a namespace."""
         run(f"ip netns exec {self._full(name)} nft -f -", text=text)
 
-    def start(self, name: str, *arguments: object) -> subprocess.Popen[str]:
-        """Starts `tests.support.talk` in a namespace, or here where `name` is empty; returns once it is ready."""
-        command: Sequence[str] = (sys.executable, str(talk.PATH), *map(str, arguments))
+    def path(self, name: str) -> str:
+        """Where a namespace is kept."""
+        return f"/run/netns/{self._full(name)}"
+
+    def inside(self, name: str, *command: str) -> list[str]:
+        """A command that runs another one in a namespace."""
+        return ["ip", "netns", "exec", self._full(name), *command]
+
+    def start(self, namespace: str, *arguments: object, name: str = "") -> subprocess.Popen[str]:
+        """Starts `tests.support.talk` in a namespace; returns once it is ready.
+
+        Args:
+            namespace: where.
+            arguments: the program's.
+            name: a link to the program to start it by, for who is told by his command line.
+        """
+        program = talk.PATH
         if name:
-            command = ("ip", "netns", "exec", self._full(name), *command)
+            program = Path(self._folder()) / name
+            if not program.exists():
+                program.symlink_to(talk.PATH)
+        command = self.inside(namespace, sys.executable, str(program), *map(str, arguments))
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._stack.callback(end, process)
         assert process.stdout is not None
@@ -93,9 +118,9 @@ class Network:
         return process
 
     @contextmanager
-    def serving(self, name: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    def serving(self, namespace: str, *arguments: object, name: str = "") -> Iterator[subprocess.Popen[str]]:
         """A server that ends with the context."""
-        process = self.start(name, "serve", *arguments)
+        process = self.start(namespace, "serve", *arguments, name=name)
         try:
             yield process
         finally:

@@ -21,6 +21,7 @@ from tests.support.synthetic import Kernel, server_process
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from rover_plugin.access_log.link import ConnectionFacts
     from rover_plugin.access_log.model import ResolvedConnection
     from rover_plugin.access_log.outputs.base import Output
     from rover_plugin.telemetry.ledger import Balance
@@ -33,9 +34,11 @@ class Keep:
         self.name, self.encoding = name, encoding
         self._counters = counters
         self.messages: list[bytes] = []
+        self.resolved: list[ResolvedConnection] = []
         self._held = [0, 0]
 
     def connection_prefix(self, connection: ResolvedConnection) -> bytes:
+        self.resolved.append(connection)
         return b"{" if self.encoding == "json" else str(connection.id).encode()
 
     def write(self, message: bytes, kernel_logs: int, protocol_logs: int) -> None:
@@ -132,6 +135,7 @@ class Pipeline:
         queue_size: int = 5000,
         max_connections: int = 65536,
         more_outputs: Callable[[Counters], Sequence[Output]] = lambda _: (),
+        translate: Callable[[ConnectionFacts], None] | None = None,
     ) -> None:
         self.counters = Counters()
         encodings = tuple(encodings)
@@ -140,7 +144,7 @@ class Pipeline:
         book = AddressBook(local_addresses=frozenset)
         self.unwatched: list[int] = []
         self.resolver = Resolver(
-            encodings, outputs, book, self.counters, lambda _: True, self.unwatched.append, workers
+            encodings, outputs, book, self.counters, lambda _: True, self.unwatched.append, workers, translate
         )
         self.ledger = self.resolver.ledger
         self.workers = [

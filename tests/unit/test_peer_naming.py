@@ -71,7 +71,7 @@ class Side:
         )
 
 
-POSITIONS = [0, 1, 2, 5000, 5001, 5002, 1 << 31, MASK - 1, MASK]
+POSITIONS = [0, 1, 2, 5000, 5001, 5002, 1 << 30, 1 << 31, 3 << 30, MASK - 1, MASK]
 
 
 def alike(pair: tuple[int, ...], other: tuple[int, ...]) -> bool:
@@ -90,6 +90,8 @@ def connections(chance: Random) -> list[tuple[Side, Side]]:
     # Two pairs of initial sequence numbers, 64 bits, are never the same; one of the two may be.
     free = [pair for pair in itertools.product(POSITIONS, repeat=2) if not alike(pair, pair[::-1])]
     for number in range(chance.randint(1, 8)):
+        if not free:
+            break
         one, two = chance.choice(free)
         free = [pair for pair in free if not alike(pair, (one, two)) and not alike(pair, (two, one))]
         client, server = end(chance), end(chance)

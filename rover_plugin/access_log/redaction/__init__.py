@@ -35,7 +35,13 @@ if TYPE_CHECKING:
     from rover_plugin.access_log.connection import Connection
     from rover_plugin.access_log.model import Call, Exchange, ProtocolName, Role
     from rover_plugin.access_log.protocols.analyzer import Analyzer
-    from rover_plugin.capture.recording import AnalysisOptions, Batch, RecordingHeader, RecordingWriter
+    from rover_plugin.capture.recording import (
+        AnalysisOptions,
+        Batch,
+        RecordingHeader,
+        RecordingWriter,
+        Translation,
+    )
     from rover_plugin.discovery.table import Change
 
 HOLD_NS: Final = 1_000_000_000
@@ -174,6 +180,10 @@ class Redaction:
     def settling(self, read_ns: int) -> None:
         """See `RecordingWriter.settling`."""
         self._hold(read_ns, 0, partial(self._writer.settling, read_ns))
+
+    def translations(self, read_ns: int, answers: Iterable[Translation]) -> None:
+        """See `RecordingWriter.translations`."""
+        self._hold(read_ns, 0, partial(self._writer.translations, read_ns, tuple(answers)))
 
     def flush(self) -> None:
         """See `RecordingWriter.flush`."""

@@ -60,9 +60,8 @@ class DescriptorOutlet:
         elif self.regular:
             self.descriptor = os.dup(descriptor)
         else:
-            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
             try:
-                self.descriptor = os.open(f"/proc/self/fd/{descriptor}", flags)
+                self.descriptor = _open_again(descriptor)
             except OSError:  # another user's, or its reader has gone
                 self.descriptor = os.dup(descriptor)
                 self._careful = True
@@ -157,13 +156,30 @@ def coloured(stream: IO[str] | None) -> bool:
     return is_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def open_standard_descriptors() -> None:
-    """Opens those of the three standard descriptors that are closed on /dev/null.
+_opened_again: dict[int, int] = {}  # our own open file by standard descriptor
 
-    Otherwise the next file that is opened would be standard output or error, and be written to as such.
+
+def _open_again(descriptor: int) -> int:
+    ours = _opened_again.get(descriptor)
+    if ours is not None and os.path.sameopenfile(ours, descriptor):
+        return os.dup(ours)
+    flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    return os.open(f"/proc/self/fd/{descriptor}", flags)
+
+
+def prepare_standard_descriptors() -> None:
+    """To be called first: opens standard output and error for us alone while we may, and what is closed on /dev/null.
+
+    A terminal or pipe may belong to the user who called sudo, and cannot be opened once capabilities are given up. Were
+    a standard descriptor left closed, the next file to be opened would get its number, and what is written there.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+    for descriptor in (1, 2):
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+            with contextlib.suppress(OSError):
+                _opened_again[descriptor] = _open_again(descriptor)

@@ -6,13 +6,16 @@ Each file in `commands/` is one command: it defines `command`, its name is the f
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import logging
 import os
 import pkgutil
+import sys
 import threading
 import traceback
-from typing import Any
+from typing import Any, Final
 
 import click
 import structlog
@@ -27,9 +30,11 @@ from rover_plugin.host.privileges import give_up_privileges, prepare_process
 from rover_plugin.host.registry import plan, registered
 from rover_plugin.host.signals import stop_on_signals
 from rover_plugin.host.stop_signals import release
-from rover_plugin.outlet import open_standard_descriptors
+from rover_plugin.outlet import prepare_standard_descriptors
 
 log = structlog.get_logger()
+
+_UNWRITABLE: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG))
 
 
 class HostGroup(click.Group):
@@ -101,10 +106,19 @@ def main() -> None:
     """The command line, of this process."""
     # grpcio writes lines of its own to standard error, past the log; what matters comes as an exception.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    open_standard_descriptors()
+    prepare_standard_descriptors()
     threading.excepthook = _log_thread_failure
-    # What is given up is gone: whoever runs commands within a process of his own keeps it as it is.
-    cli(prog_name="rover-host", obj=give_up_privileges)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # not every locale has what we write
+    try:
+        # What is given up is gone: whoever runs commands within a process of his own keeps it as it is.
+        cli(prog_name="rover-host", obj=give_up_privileges)
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        say(f"rover-host: cannot write to standard output: {error.strerror}")
+        os._exit(1)  # Python would try again, and exit with a code of its own
 
 
 def _log_thread_failure(failure: threading.ExceptHookArgs) -> None:

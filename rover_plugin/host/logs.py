@@ -127,18 +127,16 @@ class _Logger:
 
 def configure_logs(level: str) -> None:
     """Sets up structlog for this process; `level` is a value of `logger.level`."""
-    renderers: list[structlog.typing.Processor] = [structlog.processors.format_exc_info]
+    render: structlog.typing.Processor = structlog.processors.JSONRenderer()  # which escapes all that is not ASCII
     if is_terminal(sys.stderr):
-        renderers += (_only_printable, structlog.dev.ConsoleRenderer(colors=coloured(sys.stderr)))
-    else:
-        renderers.append(structlog.processors.JSONRenderer())  # which escapes all that is not ASCII
+        render = _for_people(structlog.dev.ConsoleRenderer(colors=coloured(sys.stderr)))
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
-            *renderers[:-1],
-            _unfailing(renderers[-1]),
+            structlog.processors.format_exc_info,
+            _unfailing(render),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         logger_factory=_Logger,
@@ -158,10 +156,13 @@ def _unfailing(render: structlog.typing.Processor) -> structlog.typing.Processor
     return rendered
 
 
-def _only_printable(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    for key, value in event.items():
-        if key == "exception":
-            event[key] = printable_lines(str(value))
-        elif not isinstance(value, (bool, int, float, type(None))):
-            event[key] = printable(value if isinstance(value, str) else repr(value))
-    return event
+def _for_people(render: structlog.typing.Processor) -> structlog.typing.Processor:
+    def rendered(logger: Any, method: str, event: structlog.typing.EventDict) -> Any:
+        for key, value in event.items():
+            if key == "exception":
+                event[key] = printable_lines(str(value))
+            elif not isinstance(value, (bool, int, float, type(None))):
+                event[key] = printable(value if isinstance(value, str) else repr(value))
+        return render(logger, method, event)
+
+    return rendered

@@ -153,7 +153,7 @@ class LineWriter:
             self._say()
 
     def close(self, deadline_s: float) -> None:
-        """Writes what waits; the rest is lost.
+        """Writes what waits; the rest is lost, which the totals at the end tell.
 
         Unless patient it takes `deadline_s` seconds at most, and gives up earlier on a reader that does not read.
         """
@@ -163,7 +163,6 @@ class LineWriter:
         except OSError as error:
             self._failed(error)
         self._give_up(self._reason if self._trouble else SHUTDOWN)
-        self._say(at_once=True)
         self._target.close()
 
     # -- writing --
@@ -270,11 +269,9 @@ class LineWriter:
         if protocol_logs:
             self._counters.add(counter, protocol_logs, output=self._name, unit="protocol", **labels)
 
-    def _say(self, *, at_once: bool = False) -> None:
+    def _say(self) -> None:
         now = time.monotonic()
-        if at_once and not self._lost_since_said:
-            return
-        if at_once or now - self._said_at >= _LOG_PERIOD_S:
+        if now - self._said_at >= _LOG_PERIOD_S:
             self._said_at = now
             lost, self._lost_since_said = self._lost_since_said, 0
             log.warning(

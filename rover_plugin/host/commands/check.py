@@ -11,6 +11,7 @@ import click
 
 from rover_plugin.host.check import Status, check
 from rover_plugin.host.options import load_settings, settings_options
+from rover_plugin.host.show import show
 
 _COLOURS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
 
@@ -25,8 +26,8 @@ def command(as_json: bool) -> None:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
         for finding in findings:
-            click.secho(f"{finding.status:4}", fg=_COLOURS[finding.status], nl=False)
-            click.echo(f"  {finding.name}: {finding.detail}")
+            show(f"{finding.status:4}", _COLOURS[finding.status], end="")
+            show(f"  {finding.name}: {finding.detail}")
             if finding.hint:
-                click.echo(f"      {finding.hint}")
+                show(f"      {finding.hint}")
     sys.exit(int(any(finding.status is Status.FAIL for finding in findings)))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import click
 
 from rover_plugin.host.options import load_settings, settings_options
+from rover_plugin.host.show import show
 
 
 @click.command("config")
@@ -23,4 +24,4 @@ def command() -> None:
     name_width = max(len(name) for name, _, _ in rows)
     value_width = max(len(value) for _, value, _ in rows)
     for name, value, origin in rows:
-        click.echo(f"{name:{name_width}}  {value:{value_width}}  {origin}")
+        show(f"{name:{name_width}}  {value:{value_width}}  {origin}")

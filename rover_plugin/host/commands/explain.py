@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from rover_plugin.host.logs import say
 from rover_plugin.text import printable
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def command(file: Path, connection: int | None, as_json: bool) -> None:
             click.echo(_as_json(_with_events(story)) if as_json else _time_line(story))
         cut = reader.cut
     if cut:
-        click.echo("the file ends in the middle: the recorder was killed, or the file is not whole", err=True)
+        say("the file ends in the middle: the recorder was killed, or the file is not whole")
         raise click.exceptions.Exit(1)
 
 

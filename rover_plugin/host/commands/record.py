@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rover_plugin.host.lifecycle import Stop, run
+from rover_plugin.host.logs import say
 from rover_plugin.host.options import load_settings, settings_options
 from rover_plugin.host.privileges import prepare_process
 from rover_plugin.host.registry import plan, registered
@@ -60,9 +61,7 @@ def command(file: Path, seconds: float | None, redact: bool, output: str, path: 
     counts = recorder.counts
     if counts:
         missing = counts["kernel"]["ring_full"]
-        click.echo(
-            f"{file}: {counts['records']} records, {counts['bytes']} bytes, {missing} lost for want of room", err=True
-        )
+        say(f"{file}: {counts['records']} records, {counts['bytes']} bytes, {missing} lost for want of room")
 
 
 def _discovery(settings: Settings) -> tuple[Module, ...]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rover_plugin.host.logs import say
+
 if TYPE_CHECKING:
     from rover_plugin.access_log.outputs.base import Output
     from rover_plugin.access_log.replay import Summary
@@ -38,7 +40,7 @@ def command(file: Path, output: str, path: str) -> None:
         finally:
             sink.close(1.0)
     for line in _report(summary):
-        click.echo(line, err=True)
+        say(line)
     if summary.imbalance or summary.cut:
         raise click.exceptions.Exit(1)
 

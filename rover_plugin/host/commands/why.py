@@ -10,7 +10,7 @@ from dataclasses import asdict
 import click
 
 from rover_plugin.host.options import load_settings, settings_options
-from rover_plugin.text import printable
+from rover_plugin.host.show import show
 
 
 @click.command("why")
@@ -29,8 +29,8 @@ def command(pid: int, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(answer), indent=2))
     else:
-        click.secho("logged" if answer.logged else "not logged", fg="green" if answer.logged else "yellow", nl=False)
-        click.echo(f"  {printable(answer.detail)}")
+        show("logged" if answer.logged else "not logged", "green" if answer.logged else "yellow", end="")
+        show(f"  {answer.detail}")
         if answer.hint:
-            click.echo(f"      {printable(answer.hint)}")
+            show(f"      {answer.hint}")
     sys.exit(int(not answer.logged))

@@ -151,7 +151,7 @@ def test_a_second_signal_forces_the_exit_of_one_whose_errors_nobody_reads(host: 
 
 
 def test_a_closed_standard_stream_is_not_the_next_file_that_is_opened(tmp_path: Path) -> None:
-    script = f"exec {sys.executable} -c 'import rover_plugin.host.cli as c, os; c.open_standard_descriptors();"
+    script = f"exec {sys.executable} -c 'import rover_plugin.host.cli as c, os; c.prepare_standard_descriptors();"
     script += 'print([os.readlink(f"/proc/self/fd/{n}") for n in range(3)], file=open("seen", "w"))\' <&- >&- 2>&-'
     subprocess.run(["/bin/sh", "-c", script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
     assert (tmp_path / "seen").read_text() == f"{['/dev/null'] * 3}\n"

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import threading
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from rover_plugin.telemetry.counters import Counters
 from tests.support.connections import SERVED, SHOP, encoder, exchange
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -149,6 +152,50 @@ def test_a_full_disk_is_counted_as_loss() -> None:
     assert counters.value("logs_lost", output="jsonl", unit="protocol", reason="write_failed") == 1
     assert counters.value("logs_lost", output="jsonl", unit="kernel", reason="write_failed") == 2
     assert counters.value("logs_exported", output="jsonl", unit="protocol") == 0
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Files of this process cannot grow beyond it, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))  # SIGXFSZ is ignored by Python
+    try:
+        with capture_logs():  # pytest has them in a file
+            yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("room", [1, 500, 1000, 1500])
+def test_a_disk_that_was_full_for_a_while_costs_no_line(tmp_path: Path, room: int) -> None:
+    path = tmp_path / "log"
+    counters = Counters()
+    output = JsonLinesOutput(str(path), counters)
+    with file_size_limit(room):
+        for _ in range(3):
+            give(output)
+            output.tick()
+    give(output)
+    output.close(1)
+    assert [json.loads(line)["kind"] for line in path.read_text().splitlines()] == ["exchange"] * 4
+    assert counters.value("logs_exported", output="jsonl", unit="protocol") == 4
+
+
+@pytest.mark.parametrize("room", [1, 500, 1000, 1500])
+def test_a_disk_that_stays_full_is_left_with_whole_lines(tmp_path: Path, room: int) -> None:
+    path = tmp_path / "log"
+    counters = Counters()
+    output = JsonLinesOutput(str(path), counters)
+    with file_size_limit(room):
+        for _ in range(3):
+            give(output)
+            output.tick()
+        output.close(1)
+    lines = path.read_text().splitlines(keepends=True)
+    assert all(line.endswith("}\n") for line in lines)
+    assert len(lines) == counters.value("logs_exported", output="jsonl", unit="protocol") == room // 690
+    lost = counters.value("logs_lost", output="jsonl", unit="protocol", reason="write_failed")
+    assert lost == 3 - len(lines)
 
 
 def test_a_pipe_takes_what_does_not_fit_at_once(tmp_path: Path) -> None:

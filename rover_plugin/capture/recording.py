@@ -30,9 +30,13 @@ import os
 import struct
 import zlib
 from dataclasses import asdict, dataclass, field, fields
-from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
+
+from google.protobuf.message import DecodeError
 
 from rover_plugin._generated.rover import feed_pb2
+from rover_plugin.capture.record_check import check_record
+from rover_plugin.capture.records import MAX_SHARDS
 from rover_plugin.discovery.feed_codec import decode_changes, encode_changes
 from rover_plugin.errors import RecordingError
 
@@ -51,8 +55,13 @@ _CHECKSUM: Final = struct.Struct("<I")
 _BATCH: Final = struct.Struct("<QQqII")
 _TIME: Final = struct.Struct("<Q")
 LENGTH: Final = struct.Struct("<I")
-_MAX_BLOCK: Final = 1 << 30
+_MAX_BLOCK: Final = 1 << 28  # a batch of 2000 records of 64 KB is half of that
+_LATEST_NS: Final = 1 << 62
+# What decoding raises for content that no agent writes; the rest would be a mistake of ours.
+_UNDECODABLE: Final = (ValueError, TypeError, KeyError, struct.error, RecursionError, DecodeError)
 _BUFFER: Final = 1 << 20
+
+_Facts = TypeVar("_Facts", "RecordingHeader", "AnalysisOptions")
 
 _FINAL: Final = 1  # flag of a batch
 
@@ -126,6 +135,23 @@ class Batch:
         """Reads what `pack` made."""
         read_ns, taken_ns, clock_offset_ns, shard, flags = _BATCH.unpack_from(content)
         return cls(read_ns, taken_ns, clock_offset_ns, shard, content[_BATCH.size :], bool(flags & _FINAL))
+
+    def check(self, shards: int) -> None:
+        """Checks what came from a foreign file, so that `each` and the analysis can rely on it.
+
+        Raises:
+            ValueError: a shard, time or record that cannot be.
+        """
+        _require(self.shard < shards, f"no shard {self.shard}")
+        _require(max(self.read_ns, self.taken_ns, abs(self.clock_offset_ns)) < _LATEST_NS, "a time that cannot be")
+        data = memoryview(self.records)
+        at, end = 0, len(data)
+        while at < end:
+            _require(at + LENGTH.size <= end, "a record that is cut")
+            start = at + LENGTH.size
+            at = start + LENGTH.unpack_from(data, at)[0]
+            _require(at <= end, "a record that is cut")
+            check_record(data, start, at)
 
     def each(self, handle: Callable[[memoryview, int, int], None]) -> int:
         """Gives each record to `handle(data, start, end)`, as `RingReader.read` does; returns how many."""
@@ -286,7 +312,10 @@ class RecordingReader:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._file: IO[bytes] = path.open("rb", buffering=_BUFFER)
+            # Not to wait for whoever writes to a pipe.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            self._file: IO[bytes] = os.fdopen(descriptor, "rb", buffering=_BUFFER)
+            self._size = os.fstat(descriptor).st_size
         except OSError as error:
             raise self._cannot_read(error) from error
         self.cut = True
@@ -309,24 +338,36 @@ class RecordingReader:
             RecordingError: the file is damaged.
         """
         while (block := self._read_block()) is not None:
-            kind, content = block
-            if kind == _BATCH_KIND:
-                yield Batch.unpack(content)
-            elif kind == _PROCESSES_KIND:
-                changes = feed_pb2.Changes.FromString(content[_TIME.size :])
-                yield Processes(_TIME.unpack_from(content)[0], tuple(decode_changes(changes)))
-            elif kind == _SETTLING_KIND:
-                yield Settling(*_TIME.unpack(content))
-            elif kind == _TRANSLATIONS_KIND:
-                said = json.loads(content[_TIME.size :])
-                answers = tuple(Translation(identity, bytes.fromhex(text), port) for identity, text, port in said)
-                yield Translations(_TIME.unpack_from(content)[0], answers)
-            elif kind == _STATISTICS_KIND:
-                yield Statistics(json.loads(content))
-            elif kind == _END_KIND:
+            try:
+                decoded = self._decode(*block)
+            except _UNDECODABLE as error:
+                raise self._damaged(str(error)) from error
+            if decoded is not None:
+                yield decoded
+            if isinstance(decoded, End):
                 self.cut = False
-                yield End(_TIME.unpack(content)[0])
                 return
+
+    def _decode(self, kind: int, content: bytes) -> Block | None:
+        """A block; None for a kind of a later version."""
+        if kind == _BATCH_KIND:
+            batch = Batch.unpack(content)
+            batch.check(self.header.shards)
+            return batch
+        if kind == _PROCESSES_KIND:
+            changes = feed_pb2.Changes.FromString(content[_TIME.size :])
+            return Processes(_time(content), tuple(decode_changes(changes)))
+        if kind == _SETTLING_KIND:
+            return Settling(_time(content))
+        if kind == _TRANSLATIONS_KIND:
+            said = json.loads(content[_TIME.size :])
+            answers = (Translation(int(identity), bytes.fromhex(text), int(port)) for identity, text, port in said)
+            return Translations(_time(content), tuple(answers))
+        if kind == _STATISTICS_KIND:
+            counts = json.loads(content)
+            _require(isinstance(counts, dict), "statistics that are none")
+            return Statistics(counts)
+        return End(_time(content)) if kind == _END_KIND else None
 
     def _read_header(self) -> RecordingHeader:
         preamble = self._read(_PREAMBLE.size)
@@ -343,7 +384,10 @@ class RecordingReader:
             raise RecordingError(message, hint="record again", path=str(self._path))
         if block[0] != _HEADER_KIND:
             raise self._damaged()
-        return _decode_header(json.loads(block[1]))
+        try:
+            return _decode_header(json.loads(block[1]))
+        except _UNDECODABLE as error:
+            raise self._damaged(str(error)) from error
 
     def _read_block(self) -> tuple[int, bytes] | None:
         """Kind and content of the next block that is whole."""
@@ -353,6 +397,9 @@ class RecordingReader:
         kind, length = _BLOCK.unpack_from(head)
         if length > _MAX_BLOCK:
             raise self._damaged()
+        # A file that claims more than it has is not to cost the memory for it.
+        if length > self._size - self._file.tell():
+            return None
         content = self._read(length)
         if len(content) < length:
             return None
@@ -370,14 +417,54 @@ class RecordingReader:
         message = f"cannot read the recording {self._path}: {error.strerror}"
         return RecordingError(message, hint="name a file that `rover-host record` wrote", path=str(self._path))
 
-    def _damaged(self) -> RecordingError:
+    def _damaged(self, what: str = "") -> RecordingError:
         message = f"the recording {self._path} is damaged before byte {self._file.tell()}"
-        return RecordingError(message, hint="record again", path=str(self._path))
+        return RecordingError(message + (f" ({what})" if what else ""), hint="record again", path=str(self._path))
 
 
-def _decode_header(facts: dict[str, Any]) -> RecordingHeader:
-    options = AnalysisOptions(**_known(AnalysisOptions, facts.pop("options", {})))
-    return RecordingHeader(options=options, **_known(RecordingHeader, facts))
+def _decode_header(facts: Any) -> RecordingHeader:
+    """Reads the header's JSON.
+
+    Raises:
+        ValueError, TypeError: it is none that an agent writes.
+    """
+    _require(isinstance(facts, dict), "a header that is none")
+    options = facts.pop("options", {})
+    _require(isinstance(options, dict), "options that are none")
+    header = RecordingHeader(
+        options=_checked(AnalysisOptions(**_known(AnalysisOptions, options)), AnalysisOptions()),
+        **_known(RecordingHeader, facts),
+    )
+    _checked(header, RecordingHeader(shards=1, start_ns=0))
+    _require(1 <= header.shards <= MAX_SHARDS, f"{header.shards} shards")
+    _require(header.options.max_connections >= 1, "no connections")
+    for address in header.local_addresses:
+        bytes.fromhex(address)
+    return header
+
+
+def _checked(found: _Facts, example: _Facts) -> _Facts:
+    """Facts whose every field has the type that it has in the example, and no number is beyond all bounds."""
+    for item in fields(example):
+        value, like = getattr(found, item.name), getattr(example, item.name)
+        right = isinstance(value, (int, float)) if isinstance(like, float) else type(value) is type(like)
+        _require(right, f"{item.name} is of the wrong type")
+        if isinstance(like, (int, float)) and not isinstance(like, bool):
+            _require(0 <= value < _LATEST_NS, f"{item.name} is out of range")
+        if isinstance(like, tuple):
+            _require(all(isinstance(word, str) for word in value), f"{item.name} is of the wrong type")
+    return found
+
+
+def _time(content: bytes) -> int:
+    (time_ns,) = _TIME.unpack_from(content)
+    _require(time_ns < _LATEST_NS, "a time that cannot be")
+    return int(time_ns)
+
+
+def _require(right: bool, otherwise: str) -> None:
+    if not right:
+        raise ValueError(otherwise)
 
 
 def _known(kind: type[Any], facts: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from enum import IntEnum
 from struct import Struct
 
+MAX_SHARDS = 8  # rings that bpf/rings.h spells out
+
 
 class RecordKind(IntEnum):
     """`enum record_kind`."""

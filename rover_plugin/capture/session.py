@@ -15,6 +15,7 @@ import structlog
 from rover_plugin.capture.bpf import Map, possible_cpus
 from rover_plugin.capture.loader import load
 from rover_plugin.capture.plan import ACCESS_LOG_PROBES, decide
+from rover_plugin.capture.records import MAX_SHARDS
 from rover_plugin.capture.syscalls import call_classes
 from rover_plugin.errors import CaptureError, PrivilegeError
 
@@ -26,7 +27,6 @@ log = structlog.get_logger(__name__)
 
 _U32 = struct.Struct("=I")
 _SYSCALLS = 512
-MAX_SHARDS = 8
 MAX_PROCESSES = 16384
 MAX_THREADS = 65536
 # Calls up to this size are copied without asking for the connection's policy, which costs a look-up.

@@ -282,7 +282,7 @@ static __always_inline void fill_record(struct connection *connection, struct io
 	scratch->record.header.call = io->call;
 	scratch->record.header.direction = io->direction;
 	scratch->record.header.flags = scratch->plan.flags;
-	scratch->record.header.reserved = 0;
+	scratch->record.header.provisional = is_provisional(connection);
 	scratch->record.header.tgid = io->tgid;
 	scratch->record.header.connection = connection->id;
 	scratch->record.header.enter_ns = io->enter_ns;

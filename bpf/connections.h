@@ -6,9 +6,22 @@ static __always_inline bool watched(u32 tgid)
 	return processes.lookup(&tgid) != 0;
 }
 
+/* Whether the feed has named this process, and not only its birth made us watch it. */
+static __always_inline bool chosen(u32 tgid)
+{
+	u32 *watch = processes.lookup(&tgid);
+
+	return watch && *watch == WATCH_DECIDED;
+}
+
 static __always_inline void set(struct connection *connection, u64 flags)
 {
 	__sync_fetch_and_or(&connection->flags, flags);
+}
+
+static __always_inline bool is_provisional(struct connection *connection)
+{
+	return connection->flags & CONNECTION_PROVISIONAL;
 }
 
 static __always_inline void clear(struct connection *connection, u64 flags)
@@ -48,9 +61,11 @@ static __always_inline struct connection *make_connection(u64 sk, u32 tgid, u8 c
 	fresh.open_ns = open_ns;
 	fresh.tgid = tgid;
 	fresh.cause = cause;
+	if (!chosen(tgid))
+		fresh.flags = CONNECTION_PROVISIONAL;
 	if (cause != CAUSE_CONNECT) {
 		fresh.last_written = READ(((struct tcp_sock *)sk)->write_seq);
-		fresh.flags = flags_of(state_of((struct sock *)sk));
+		fresh.flags |= flags_of(state_of((struct sock *)sk));
 		if (fresh.flags & CONNECTION_DOWN && READ(((struct sock *)sk)->sk_err))
 			fresh.flags |= CONNECTION_BY_PEER;
 		fresh.written = written_position(&fresh, (struct sock *)sk);
@@ -93,6 +108,17 @@ static __always_inline bool find_beginnings(struct met_record *met, struct tcp_s
 }
 
 /*
+ * A provisional connection whose process has been chosen meanwhile, or which a chosen one uses, is as good as any from
+ * here on. It is announced again: the reader may have thrown away what it was told before.
+ */
+static __always_inline void promote(struct connection *connection, u32 program)
+{
+	if (chosen(connection->tgid) ||
+	    (program != PROGRAM_STATE && program != PROGRAM_END && chosen(bpf_get_current_pid_tgid() >> 32)))
+		clear(connection, CONNECTION_PROVISIONAL | CONNECTION_ANNOUNCED);
+}
+
+/*
  * Puts the open record, once: two threads may do a connection's first I/O. A full ring is tried again at the connection's
  * next record. `asked` is the user's sockaddr of a connect that failed before the socket knew it, else 0.
  */
@@ -102,6 +128,8 @@ static __always_inline void announce_asked(struct connection *connection, u64 sk
 	struct open_record *open;
 	u64 size = sizeof(*open);
 
+	if (is_provisional(connection))
+		promote(connection, program);
 	if (connection->flags & CONNECTION_ANNOUNCED)
 		return;
 	event = event_of(program);
@@ -111,6 +139,7 @@ static __always_inline void announce_asked(struct connection *connection, u64 sk
 	open->header.kind = RECORD_OPEN;
 	open->header.tgid = connection->tgid;
 	open->header.connection = connection->id;
+	open->header.provisional = is_provisional(connection);
 	open->header.enter_ns = connection->start_ns;
 	open->header.exit_ns = connection->open_ns;
 	open->cause = connection->cause;
@@ -165,6 +194,7 @@ static __always_inline bool close_connection(struct connection *connection, u64 
 				      (connection->flags & CONNECTION_SHUT_FIRST ? CLOSE_SHUT_FIRST : 0);
 	close->header.tgid = connection->tgid;
 	close->header.connection = connection->id;
+	close->header.provisional = is_provisional(connection);
 	close->header.enter_ns = enter_ns;
 	close->header.exit_ns = exit_ns;
 	close->written = written_position(connection, (struct sock *)sk);

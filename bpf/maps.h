@@ -8,9 +8,25 @@
 BPF_HASH(processes, u32, u32, MAX_PROCESSES);
 
 enum watch {
+	WATCH_NOT = 0, /* never in `processes` */
 	WATCH_DECIDED = 1,     /* the feed named it */
-	WATCH_PROVISIONAL = 2, /* just born: captured until the feed says otherwise */
+	WATCH_PROVISIONAL = 2, /* just born: captured apart, until the feed decides */
 };
+
+#define EXECUTABLE_NAME 64 /* with its NUL; a longer name stands for all that begin like it */
+
+struct executable {
+	char name[EXECUTABLE_NAME];
+};
+
+/*
+ * executables: file name of a program, without its folder -> enum watch of who executes it. Filled by user space from
+ * what the feed says of its rules, bound MAX_EXECUTABLES. What is not in it gets other_executables.
+ */
+BPF_HASH(executables, struct executable, u32, MAX_EXECUTABLES);
+
+/* other_executables: enum watch of who executes anything else, at index 0. Set by user space before anything runs. */
+BPF_ARRAY(other_executables, u32, 1);
 
 /*
  * call_classes: system call number of this architecture -> enum call_class. Filled once by user space, bound SYSCALLS.
@@ -98,6 +114,7 @@ struct connection {
 #define CONNECTION_PEER_ENDED 256 /* the peer's FIN came before its owner gave it up */
 #define CONNECTION_SHUT_FIRST 512 /* its owner had shut its sending side down before that */
 #define CONNECTION_FRAMES 128  /* began with HTTP/2's preface: what matters may be anywhere in a call */
+#define CONNECTION_PROVISIONAL 1024 /* nobody has chosen its process yet: its records go into the provisional ring */
 
 /*
  * connections: struct sock * -> state. Made at connect, accept or first I/O of a watched process, deleted with its
@@ -151,6 +168,9 @@ struct lane {
  */
 BPF_ARRAY(lanes, struct lane, CPUS *PROGRAMS *SHARDS);
 
+/* provisional_lanes: as `lanes`, of the records of processes that nobody has chosen yet. */
+BPF_ARRAY(provisional_lanes, struct lane, CPUS *PROGRAMS *SHARDS);
+
 enum statistic {
 	STAT_RECORDS = 0,          /* put into a ring */
 	STAT_RING_FULL = 1,        /* refused by a full ring: lost */
@@ -160,7 +180,9 @@ enum statistic {
 	STAT_NOT_TCP = 5,          /* calls on sockets of another kind: ignored */
 	STAT_COMPAT = 6,           /* calls of 32-bit programs: ignored */
 	STAT_FAULT = 7,            /* bytes of a call that could not be copied */
-	STATISTICS = 8,
+	STAT_PROVISIONAL = 8,      /* put into a provisional ring */
+	STAT_PROVISIONAL_FULL = 9, /* refused by a full provisional ring: lost, if its process is chosen after all */
+	STATISTICS = 10,
 };
 
 /* statistics: enum statistic -> count, per CPU. */

@@ -56,8 +56,8 @@ struct record_header {
 	__u8 call;       /* enum call_class */
 	__u8 direction;  /* enum direction, calls only */
 	__u8 flags;      /* kind-specific */
-	__u16 lane;      /* sequence numbers count per lane: one per CPU and program */
-	__u16 reserved;
+	__u16 lane;      /* sequence numbers count per lane: one per CPU, program and kind of ring */
+	__u16 provisional; /* nobody has chosen its process yet: it goes apart */
 	__u32 sequence;  /* of this lane in this shard; a step of more than 1 is loss */
 	__u32 tgid;      /* process that made the call */
 	__u64 connection; /* id, unique for the life of the agent */
@@ -92,6 +92,8 @@ struct call_chunks {
 	__u32 content; /* how many of these are content */
 	__u32 left;    /* content of the last chunk that is still to come */
 };
+
+#define PROVISIONAL_LANE 0x8000 /* header.lane: of a ring for processes that nobody had chosen yet */
 
 #define OPEN_FAILED 1 /* header.flags: connect failed with `error` */
 

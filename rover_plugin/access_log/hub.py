@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from rover_plugin.access_log.choices import Choices
 from rover_plugin.access_log.resolver import FOREVER_NS, Resolver
 from rover_plugin.errors import ModuleError, RoverError
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from rover_plugin.access_log.outputs.base import Output
     from rover_plugin.access_log.recorder import Recorder
     from rover_plugin.capture.recording import Translation
+    from rover_plugin.discovery.model import Process
     from rover_plugin.discovery.table import Change
     from rover_plugin.telemetry.counters import Counters
     from rover_plugin.telemetry.ledger import Ledger
@@ -47,6 +49,7 @@ class Hub:
         fail: stops the host when a worker dies.
         recorder: writes what the resolver is given.
         translate: asks for a connection's other end behind address translation; `translated` takes the answer.
+        refuse: see `Choices`.
     """
 
     def __init__(
@@ -61,10 +64,23 @@ class Hub:
         fail: Callable[[BaseException], None],
         recorder: Recorder | None = None,
         translate: Callable[[ConnectionFacts], None] | None = None,
+        refuse: Callable[[Process], int | None] | None = None,
     ) -> None:
         self._outputs = outputs
         self._book = book
-        self._resolver = Resolver(encodings, outputs, book, counters, watch, unwatch, len(channels), translate)
+        self._choices = Choices(channels, watch, unwatch, refuse)
+        self._resolver = Resolver(
+            encodings,
+            outputs,
+            book,
+            counters,
+            self._choices.watch,
+            self._choices.unwatch,
+            len(channels),
+            translate,
+            self._choices.refuse,
+            self._choices.decided,
+        )
         self._translations: queue.SimpleQueue[Sequence[Translation]] = queue.SimpleQueue()
         self._recorder = recorder
         self._fail = fail
@@ -175,6 +191,7 @@ class Hub:
                     self._take_processes()
                     self._take_translations()
                     self._settle(time.monotonic_ns())
+                    self._choices.send()
                     self._tick_outputs()
             self._take_processes()
             self._resolver.settle(FOREVER_NS)

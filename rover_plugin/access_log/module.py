@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
 from rover_plugin.access_log.address_book import AddressBook, interface_addresses
+from rover_plugin.access_log.choices import refuse
 from rover_plugin.access_log.hub import Hub
 from rover_plugin.access_log.options import analysis_options, capture_options, feed_address
 from rover_plugin.access_log.outputs.console import ConsoleOutput
@@ -105,8 +107,9 @@ class AccessLogModule:
             settings.items("access_log.exclude_cluster"),
             local_addresses,
         )
-        for worker, ring in zip(self._workers, capture.ring_descriptors(), strict=True):
-            worker.begin(ring, capture.policies_descriptor, context.starting)
+        rings = zip(capture.ring_descriptors(), capture.provisional_descriptors(), strict=True)
+        for worker, (ring, provisional) in zip(self._workers, rings, strict=True):
+            worker.begin(ring, provisional, capture.policies_descriptor, context.starting)
         self._translations = Translations(self._on_translations)
         self._hub = Hub(
             [worker.channel for worker in self._workers],
@@ -119,6 +122,7 @@ class AccessLogModule:
             context.fail,
             recorder,
             self._translations.ask,
+            refuse=partial(refuse, capture),
         )
         self._hub.start()
         capture.start()
@@ -127,7 +131,11 @@ class AccessLogModule:
         self._telemetry = AccessLogTelemetry(
             context.telemetry, capture, self._workers, worker_options[0], self._hub, self._outputs, self._feed
         )
-        self._feed.follow(self._on_process, self._on_feed_state)
+        self._feed.follow(
+            self._on_process,
+            self._on_feed_state,
+            lambda executables: capture.expect_executables(executables.only, executables.never),
+        )
         with context.starting.interrupting(self._hub.stop_waiting):
             complete = self._hub.wait_for_processes(_FEED_S)
         if not complete:
@@ -227,6 +235,10 @@ class AccessLogModule:
                 totals[f"{prefix}_unparsed_{reason}"] += count
         for name in ("records", "held", "exchanges_out", "bookkeeping", "evicted"):
             totals[name] = sum(report[name] for report in ledger.reports.values())
+        for report in ledger.reports.values():
+            totals["provisional_chosen"] += report["provisional"]["chosen"]
+            for reason, count in report["provisional"]["dropped"].items():
+                totals[f"provisional_{reason}"] += count
         totals["lost_ring"] = ledger.lost_ring()
         totals["imbalance"] = ledger.imbalance()
         totals["ring_most_pending"] = max(

@@ -16,6 +16,7 @@ from rover_plugin import __version__
 from rover_plugin.access_log.link import Item, read_items
 from rover_plugin.access_log.redaction import Redaction
 from rover_plugin.capture.recording import Batch, RecordingHeader, RecordingWriter
+from rover_plugin.discovery.table import Removed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -95,9 +96,9 @@ class Recorder:
             self._writer.flush()
 
     def processes(self, now_ns: int, changes: Iterable[Change]) -> None:
-        """Takes what the resolver is told of processes."""
+        """Takes what the resolver is told of processes; of those that nobody has chosen only that they exist."""
         if self._writer is not None:
-            self._writer.processes(now_ns, changes)
+            self._writer.processes(now_ns, map(_of_chosen, changes))
 
     def settling(self, now_ns: int) -> None:
         """The resolver is about to look again at what waits."""
@@ -116,3 +117,9 @@ class Recorder:
         self.counts = {"batches": self._batches, "bytes": self._bytes, **counts}
         writer, self._writer = self._writer, None
         writer.close(time.monotonic_ns(), self.counts)
+
+
+def _of_chosen(change: Change) -> Change:
+    if isinstance(change, Removed) or change.process.entities:
+        return change
+    return replace(change, process=replace(change.process, exe="", cmdline=()))

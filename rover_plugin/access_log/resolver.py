@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rover_plugin.access_log.model import ResolvedConnection
     from rover_plugin.access_log.outputs.base import Output
     from rover_plugin.capture.recording import Translation
+    from rover_plugin.discovery.model import Process, ProcessKey
     from rover_plugin.discovery.table import Change
     from rover_plugin.telemetry.counters import Counters
 
@@ -62,6 +63,20 @@ class _Fragment:
 
 
 @dataclass(slots=True)
+class _Young:
+    """A new process that is not ours so far.
+
+    Attributes:
+        until_ns: when that cannot change any more.
+        refused: the kernel side has let it go already.
+    """
+
+    key: ProcessKey
+    until_ns: int
+    refused: bool
+
+
+@dataclass(slots=True)
 class _Known:
     """A connection's present facts and, once it can be named, its prefixes by output.
 
@@ -89,6 +104,9 @@ class Resolver:
         watch, unwatch: tell the kernel side about a process.
         workers: how many there are to wait for.
         translate: asks for a connection's other end behind address translation; `translated` takes the answer.
+        refuse: as `unwatch`, for a process as the feed describes it; False if it runs another program by now, and stays
+            watched. By default it is taken for what the feed says.
+        decided: told of a process that has ended whether it was ours.
 
     Attributes:
         ledger: what came over the links, and what became of it.
@@ -105,6 +123,8 @@ class Resolver:
         unwatch: Callable[[int], None],
         workers: int = 1,
         translate: Callable[[ConnectionFacts], None] | None = None,
+        refuse: Callable[[Process], bool] | None = None,
+        decided: Callable[[int, bool], None] = lambda _pid, _chosen: None,
     ) -> None:
         self._outputs = outputs
         self._takers = [
@@ -115,6 +135,8 @@ class Resolver:
         self._counters = counters
         self._watch = watch
         self._unwatch = unwatch
+        self._refuse = refuse or self._refuse_unseen
+        self._decided = decided
         self._connections: dict[int, _Known] = {}
         self._of_process: dict[int, set[int]] = {}  # pid -> its connections
         self._reached_ns = [0] * workers
@@ -122,7 +144,10 @@ class Resolver:
         self._for_peer: deque[tuple[int, _Known]] = deque()
         self._for_feed: dict[int, _Known] = {}
         self._questions = Questions(translate)
-        self._young: dict[int, int] = {}  # pid of a new process that is not ours so far -> until when that may change
+        # By pid, in the order of their time: new processes that are not ours so far, and others that stay watched until
+        # then because they may run another program already.
+        self._young: dict[int, _Young] = {}
+        self._doubtful: dict[int, int] = {}
         self._waiting_fragments = 0
         self._waiting_bytes = 0
         self._faults_shown: set[tuple[str, str]] = set()
@@ -313,7 +338,8 @@ class Resolver:
     @property
     def settled(self) -> bool:
         """Whether `settle` would find nothing to look at."""
-        return not self._for_peer and not self._for_feed and not self._young and not self._questions.open
+        waiting = (self._for_peer, self._for_feed, self._young, self._doubtful, self._questions.open)
+        return not any(waiting)
 
     def settle(self, now_ns: int) -> None:
         """Looks again at every process that may yet be ours, and at every connection that could not be named."""
@@ -409,31 +435,62 @@ class Resolver:
     def change_process(self, change: Change, now_ns: int) -> None:
         """Learns what the feed says of a process, and has it watched or not."""
         if isinstance(change, Removed):
-            # The kernel side forgets a process at its exit, unless that came before the feed had named it.
-            self._young.pop(change.key.pid, None)
-            if self._book.remove_process(change.key):
-                self._unwatch(change.key.pid)
+            self._forget(change.key)
             return
         process = change.process
+        pid = process.key.pid
         self._book.add_process(process)
-        self._young.pop(process.key.pid, None)
+        self._young.pop(pid, None)
+        self._doubtful.pop(pid, None)
         excluded = self._book.exclusion(process)
-        if excluded == NOT_SELECTED and isinstance(change, Added):
-            self._young[process.key.pid] = now_ns + _PROGRAM_WAIT_NS
-        elif excluded or process.exited:
+        if not excluded and not process.exited:
+            if not self._watch(pid):
+                self._counters.add("processes_not_watched", reason="table_full")
+        elif process.exited or excluded != NOT_SELECTED:
             # One that has ended is listed for a while, for its last logs' sake; its number is not to be watched.
-            self._unwatch(process.key.pid)
-        elif not self._watch(process.key.pid):
-            self._counters.add("processes_not_watched", reason="table_full")
-        self._rename(process.key.pid, now_ns)
+            self._unwatch(pid)
+            self._decided(pid, not excluded)
+        else:
+            self._doubt(process, isinstance(change, Added), now_ns)
+        self._rename(pid, now_ns)
+
+    def _forget(self, key: ProcessKey) -> None:
+        young = self._young.get(key.pid)
+        if young is not None and young.key == key:
+            del self._young[key.pid]
+            self._decided(key.pid, False)  # noqa: FBT003 as the callback has it
+        ours = self._book.knows(key.pid) and not self._book.exclusion_of(key.pid)
+        # The kernel side forgets a process at its exit, unless that came before the feed had named it.
+        if self._book.remove_process(key) and ours:
+            self._unwatch(key.pid)
+
+    def _doubt(self, process: Process, new: bool, now_ns: int) -> None:
+        """Lets a process go that nobody chooses, unless what it is told to be is not all it may become."""
+        until_ns = now_ns + _PROGRAM_WAIT_NS
+        refused = (process.decided or not new) and self._refuse(process)
+        if new:
+            self._young[process.key.pid] = _Young(process.key, until_ns, refused)
+        elif not refused:
+            self._doubtful[process.key.pid] = until_ns
+
+    def _refuse_unseen(self, process: Process) -> bool:
+        self._unwatch(process.key.pid)
+        return True
 
     def _let_grow_up(self, now_ns: int) -> None:
         # In the order of their birth: the first that is too young ends the search.
         while self._young:
-            pid, until_ns = next(iter(self._young.items()))
-            if now_ns < until_ns:
-                return
+            pid, young = next(iter(self._young.items()))
+            if now_ns < young.until_ns:
+                break
             del self._young[pid]
+            if not young.refused:
+                self._unwatch(pid)
+        while self._doubtful:
+            pid, until_ns = next(iter(self._doubtful.items()))
+            if now_ns < until_ns:
+                break
+            del self._doubtful[pid]
             self._unwatch(pid)
 
     def _rename(self, pid: int, now_ns: int) -> None:

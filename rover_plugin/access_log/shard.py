@@ -23,6 +23,7 @@ from rover_plugin.capture.records import (
     OPEN,
     OPEN_BEGINNINGS,
     OPEN_FAILED,
+    PROVISIONAL_LANE,
     CallClass,
     OpenCause,
     PolicyMode,
@@ -225,7 +226,8 @@ class Shard:
 
     def _count_loss(self, lane: int, sequence: int, exit_ns: int) -> None:
         missing = (sequence - self._sequences.get(lane, 0) - 1) & 0xFFFFFFFF
-        if missing < 1 << 31:
+        # Of processes that were not chosen in time only some records come here; the kernel side counts their losses.
+        if missing < 1 << 31 and not lane & PROVISIONAL_LANE:
             self.lost += missing
             self._lost_ns = exit_ns
 
@@ -256,6 +258,9 @@ class Shard:
         exit_ns: int,
     ) -> None:
         local, remote, local_port, remote_port, family, cause, _, netns, _, written, read, cookie = fields
+        if identity in self.connections:
+            self.bookkeeping += 1  # announced again, because its process has been chosen since
+            return
         stale = self.connections.get(self._by_cookie.get(cookie, 0))  # type: ignore[call-overload]
         if stale is not None:
             # Its socket's memory is another connection's now: the close record was lost.

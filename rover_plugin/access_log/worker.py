@@ -2,8 +2,9 @@
 """The worker process: reads one shard's ring, analyses it, hands fragments to the main process.
 
 Run as `python -m rover_plugin.access_log.worker SOCKET OPTIONS` with an inherited file descriptor and the options as
-JSON. The descriptors of ring and policies come over the socket; it answers once it reads. It ends when the main process
-closes its end of the socket, or dies, after everything in the ring has been read and handed on.
+JSON. The descriptors of its rings and of the policies come over the socket; it answers once it reads. From then on the
+socket brings which processes the feed chooses (`provisional`). It ends when the main process closes its end, or dies,
+after everything in the rings has been read and handed on.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final
 
-from rover_plugin.access_log.link import LinkWriter
+from rover_plugin.access_log.link import MAX_DATAGRAM, LinkWriter
 from rover_plugin.access_log.outbox import Outbox
+from rover_plugin.access_log.provisional import Provisional, read_decisions
 from rover_plugin.access_log.schedule import Schedule
 from rover_plugin.access_log.shard import Shard
 from rover_plugin.access_log.worker_options import READY, WorkerOptions
@@ -48,7 +50,14 @@ def clock_offset_ns() -> int:
 class Worker:
     """One shard's loop."""
 
-    def __init__(self, channel: socket.socket, ring: RingReader, policies: Map, options: WorkerOptions) -> None:
+    def __init__(
+        self,
+        channel: socket.socket,
+        ring: RingReader,
+        policies: Map,
+        options: WorkerOptions,
+        provisional_ring: RingReader | None = None,
+    ) -> None:
         self._options = options
         channel.setblocking(False)  # noqa: FBT003 the socket module's own signature
         channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
@@ -64,6 +73,9 @@ class Worker:
 
             self._tap = Tap(options.shard, self._shard, self._link)
             self._handle = self._tap.handle
+        self._provisional_ring = provisional_ring
+        self._provisional = Provisional(self._handle, self._shard.connections.__contains__)
+        self._finishing = False
         self._oldest_ns = self._next_mark_ns = 0
 
     def run(self) -> None:
@@ -72,22 +84,27 @@ class Worker:
         schedule = Schedule(self._shard, self._options.exchange_timeout_s, self._options.open_report_s)
         self._set_clock()
         ring.also_wait_for(self._channel.fileno())
+        if self._provisional_ring is not None:
+            ring.also_wait_for_ring(self._provisional_ring)
         while True:
             self._oldest_ns = 0
             ring.peek(self._note_oldest)
             now_ns = time.monotonic_ns()
             # A main process that stands still must not make this one grow: the ring has its bound, and counts.
             choked = link.choked
-            taken = 0 if choked else ring.read(self._handle, BATCH)
+            handed_on = self._provisional.chosen
+            taken = 0 if choked else self._read(now_ns, BATCH)
+            handed_on = taken + self._provisional.chosen - handed_on
             report_due = schedule.pass_time(now_ns)
             outbox.hand_over()
             if taken and self._oldest_ns and now_ns >= self._next_mark_ns:
                 self._next_mark_ns = now_ns + _MARK_NS
                 link.mark(self._oldest_ns)
-            if taken < BATCH and not choked:
-                link.reached(now_ns)
+            # What is held, or how old it is, a replay does not know.
+            if handed_on < BATCH and not choked:
+                link.reached(now_ns if tap is not None else self._provisional.reached(now_ns))
             elif taken and tap is None:
-                link.reached(self._oldest_ns)  # a replay does not know it
+                link.reached(self._oldest_ns)
             if tap is not None:
                 tap.tell(now_ns)
             if report_due:
@@ -96,7 +113,7 @@ class Worker:
             link.flush()
             if taken == BATCH:
                 continue
-            if self._asked_to_finish() or link.broken:
+            if self._finishing or link.broken:
                 break
             ring.wait(_WAIT_S)
         self._finish()
@@ -110,18 +127,36 @@ class Worker:
     def _note_oldest(self, data: memoryview, start: int, end: int) -> None:  # noqa: ARG002 what a ring reader gives
         self._oldest_ns = HEADER.unpack_from(data, start)[-1]
 
-    def _asked_to_finish(self) -> bool:
-        try:
-            return self._channel.recv(1, socket.MSG_DONTWAIT) == b""
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+    def _read(self, now_ns: int, limit: int) -> int:
+        """Takes what waits in both rings; returns how many records of the shard's own."""
+        # In this order: a record before `until` that a chosen process made comes after its choice and after everything
+        # that its connection put into the other ring before that.
+        until = self._ring.produced()
+        self._learn_decisions()
+        if self._provisional_ring is not None:
+            provisional = self._provisional
+            self._provisional_ring.read(lambda data, start, end: provisional.handle(data, start, end, now_ns))
+        self._provisional.pass_time(now_ns)
+        return self._ring.read(self._handle, limit, until)
+
+    def _learn_decisions(self) -> None:
+        while not self._finishing:
+            try:
+                datagram = self._channel.recv(MAX_DATAGRAM, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:
+                datagram = b""
+            for fate, pid, until_ns in read_decisions(datagram):
+                self._provisional.decide(fate, pid, until_ns)
+            self._finishing = not datagram
 
     def _finish(self) -> None:
-        while self._ring.read(self._handle):
+        self._learn_decisions()
+        while self._read(time.monotonic_ns(), BATCH):
             self._outbox.hand_over()
             self._link.drain(_DRAIN_S)
+        self._provisional.finish()
         now_ns = time.monotonic_ns()
         self._shard.finish(now_ns)
         self._outbox.hand_over()
@@ -134,6 +169,7 @@ class Worker:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return {
             **shard_counts(self._options.shard, self._shard, self._outbox, self._link),
+            "provisional": self._provisional.counts(),
             "waiting_messages": self._link.waiting_messages,
             "ring_pending": self._ring.pending(),
             "ring_most_pending": self._ring.most_pending,
@@ -172,20 +208,21 @@ def main() -> int:
     arguments = json.loads(sys.argv[2])
     options = WorkerOptions(**{**arguments, "encodings": tuple(arguments["encodings"])})
     channel = socket.socket(fileno=int(sys.argv[1]))
-    ready, descriptors, _, _ = socket.recv_fds(channel, len(READY), 2)
-    if len(descriptors) != 2:  # the main process has given up
+    ready, descriptors, _, _ = socket.recv_fds(channel, len(READY), 3)
+    if len(descriptors) != 3:  # the main process has given up
         return 1
-    ring, policies = descriptors
+    ring, provisional, policies = descriptors
     # What was imported stays; the collector need not look at it again.
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
-    worker = Worker(channel, RingReader(ring), Map(policies), options)
+    worker = Worker(channel, RingReader(ring), Map(policies), options, RingReader(provisional))
     if options.confine:
         confine_worker()
     channel.send(ready)
     worker.run()
     os.close(ring)
+    os.close(provisional)
     return 0
 
 

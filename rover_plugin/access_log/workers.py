@@ -40,8 +40,8 @@ class WorkerProcess:
             except OSError as error:
                 raise CaptureError(f"cannot start a worker process: {error.strerror}") from error
 
-    def begin(self, ring: int, policies: int, cancellation: Cancellation) -> None:
-        """Hands over the descriptors of its ring and of the policies, and waits until it reads.
+    def begin(self, ring: int, provisional: int, policies: int, cancellation: Cancellation) -> None:
+        """Hands over the descriptors of its rings and of the policies, and waits until it reads.
 
         Raises:
             CaptureError: it has ended, or does not get that far in time.
@@ -50,7 +50,7 @@ class WorkerProcess:
         self.channel.settimeout(_START_S)
         with cancellation.interrupting(self._process.kill):
             try:
-                socket.send_fds(self.channel, [READY], [ring, policies])
+                socket.send_fds(self.channel, [READY], [ring, provisional, policies])
                 started = self.channel.recv(len(READY)) == READY
             except OSError:
                 started = False

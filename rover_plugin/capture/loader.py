@@ -115,7 +115,8 @@ def load(
 
 def _beyond(name: str, shards: int) -> bool:
     # Rings of shards that are not configured are not compiled.
-    return name.startswith("ring_") and name[5:].isdigit() and int(name[5:]) >= shards
+    kind, _, number = name.rpartition("_")
+    return kind in {"ring", "provisional"} and number.isdigit() and int(number) >= shards
 
 
 def _build(request: dict[str, object], cancellation: Cancellation) -> LoadedProgram:

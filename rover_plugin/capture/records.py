@@ -71,6 +71,7 @@ HOW_WALKED = 1
 HOW_PIECES = 2
 HOW_CHUNKS = 4
 
+PROVISIONAL_LANE = 0x8000  # flag of the lane: its process had not been chosen when this was recorded
 OPEN_FAILED = 1  # flags of an open record
 OPEN_BEGINNINGS = 2  # flags of an open record: it is a MET
 # flags of a close record

@@ -34,11 +34,13 @@ class RingReader:
     """One reader of one ring; a ring has exactly one reader.
 
     Attributes:
+        descriptor: of the map.
         size: bytes of data the ring holds.
         most_pending: bytes that waited at most, seen at the beginning of a `read`.
     """
 
     def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
         self.size = Map(descriptor).max_entries
         self.most_pending = 0
         page = mmap.PAGESIZE
@@ -60,6 +62,10 @@ class RingReader:
         """Lets `wait` return when this descriptor becomes readable, too."""
         self._poll.register(descriptor, select.EPOLLIN)
 
+    def also_wait_for_ring(self, other: RingReader) -> None:
+        """Lets `wait` return when the kernel wakes the other ring's reader, too."""
+        self._poll.register(other.descriptor, select.EPOLLIN | select.EPOLLET)
+
     def wait(self, timeout_s: float) -> None:
         """Returns when the kernel wakes the reader or `timeout_s` seconds have passed, whichever is first."""
         self._poll.poll(timeout_s)
@@ -76,16 +82,22 @@ class RingReader:
             if not length & (_BUSY | _DISCARDED):
                 look(self._data, at + _HEADER_SIZE, at + _HEADER_SIZE + length)
 
-    def read(self, handle: Callable[[memoryview, int, int], None], limit: int = 1 << 30) -> int:
+    def produced(self) -> int:
+        """Where the next record will be, for `read`."""
+        return int(self._produced[0])
+
+    def read(
+        self, handle: Callable[[memoryview, int, int], None], limit: int = 1 << 30, until: int | None = None
+    ) -> int:
         """Gives each waiting record to `handle(data, start, end)`, oldest first, and frees their space as it goes.
 
-        `data` is the ring's memory and valid only during the call. Stops after `limit` records, or at one that is
-        still being written. Returns the number of records.
+        `data` is the ring's memory and valid only during the call. Stops after `limit` records, at one that is still
+        being written, or at what `produced` gave as `until`. Returns the number of records.
         """
         data, lengths, mask = self._data, self._lengths, self._mask
         position = self._position
         free_at = position + self._stride
-        produced = self._produced[0]
+        produced = self._produced[0] if until is None else until
         self.most_pending = max(self.most_pending, produced - position)
         taken = 0
         while position < produced and taken < limit:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _U32 = struct.Struct("=I")
+_FIRST = bytes(4)
 _SYSCALLS = 512
 MAX_PROCESSES = 16384
 MAX_THREADS = 65536
@@ -46,13 +47,26 @@ class Statistic(IntEnum):
     NOT_TCP = 5
     COMPAT = 6
     FAULT = 7
+    PROVISIONAL = 8
+    PROVISIONAL_FULL = 9
 
 
 # Those that follow framing, and `enum tail` of bpf/maps.h.
 _WALKS = ("tail_head", "tail_chunks", "tail_frames")
 _TAILS = ("tail_messages", "tail_head", "tail_chunks", "tail_frames", "tail_message")
 
+# enum watch
+_WATCH_NOT = _U32.pack(0)
 _WATCH_DECIDED = _U32.pack(1)
+_WATCH_PROVISIONAL = _U32.pack(2)
+
+# struct executable
+EXECUTABLE_NAME = 64
+MAX_EXECUTABLES = 1024
+
+# Of a shard's ring, for processes that nobody has chosen yet; at least eight of the largest records.
+_PROVISIONAL_SHARE = 8
+_LEAST_PROVISIONAL_BYTES = 128 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +96,20 @@ class CaptureOptions:
     def ring_pages(self) -> int:
         """Pages of one ring: a power of two."""
         page = os.sysconf("SC_PAGESIZE")
-        pages = -(-self.ring_bytes // (self.shards * page))
-        return 1 << max(pages - 1, 0).bit_length()
+        return _power_of_two(-(-self.ring_bytes // (self.shards * page)))
+
+    def provisional_pages(self) -> int:
+        """Pages of the ring beside it for processes that nobody has chosen yet: a power of two."""
+        page = os.sysconf("SC_PAGESIZE")
+        return max(self.ring_pages() // _PROVISIONAL_SHARE, _power_of_two(_LEAST_PROVISIONAL_BYTES // page))
+
+
+def _executable(name: str) -> bytes:
+    return os.fsencode(name)[: EXECUTABLE_NAME - 1].ljust(EXECUTABLE_NAME, b"\0")
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << max(least - 1, 0).bit_length()
 
 
 class Capture:
@@ -118,6 +144,9 @@ class Capture:
         for index, name in enumerate(_TAILS):
             if name in self._loaded.programs:
                 tails.set(_U32.pack(index), _U32.pack(self._loaded.programs[name]))
+        self._executables = Map(maps["executables"])
+        self._other_executables = Map(maps["other_executables"])
+        self._other_executables.set(_FIRST, _WATCH_PROVISIONAL)
 
     def _load_best(self) -> LoadedProgram:
         """Loads the form that costs least of those that this kernel takes."""
@@ -145,18 +174,23 @@ class Capture:
         missing = {probe.name for probe in self._missing}
         if not walk:
             missing |= set(_WALKS)
+        page = os.sysconf("SC_PAGESIZE")
         pages = options.ring_pages()
+        provisional_pages = options.provisional_pages()
         # A power of two, for the verifier's sake, and not more than a ring can ever take in one record.
-        limit = 1 << (min(options.capture_limit, pages * os.sysconf("SC_PAGESIZE") // 4) - 1).bit_length()
+        limit = 1 << (min(options.capture_limit, pages * page // 4) - 1).bit_length()
         return load(
             "access_log.c",
             {
                 "SHARDS": options.shards,
                 "RING_PAGES": pages,
-                "WAKEUP_BYTES": pages * os.sysconf("SC_PAGESIZE") // 8,
+                "WAKEUP_BYTES": pages * page // 8,
+                "PROVISIONAL_PAGES": provisional_pages,
+                "PROVISIONAL_WAKEUP_BYTES": provisional_pages * page // 8,
                 "CPUS": possible_cpus(),
                 "SYSCALLS": _SYSCALLS,
                 "MAX_PROCESSES": options.max_processes,
+                "MAX_EXECUTABLES": MAX_EXECUTABLES,
                 "MAX_THREADS": options.max_threads,
                 "MAX_CONNECTIONS": options.max_connections,
                 "CAPTURE_LIMIT": limit,
@@ -182,6 +216,10 @@ class Capture:
         """Map descriptor of each shard's ring."""
         return [self._loaded.maps[f"ring_{shard}"] for shard in range(self.options.shards)]
 
+    def provisional_descriptors(self) -> list[int]:
+        """Map descriptor of each shard's ring for processes that nobody has chosen yet."""
+        return [self._loaded.maps[f"provisional_{shard}"] for shard in range(self.options.shards)]
+
     @property
     def policies_descriptor(self) -> int:
         """Map descriptor of the capture policies, which workers write."""
@@ -194,8 +232,15 @@ class Capture:
 
     def watch(self, tgid: int) -> bool:
         """Watches a process from its next call on; False if the table is full."""
+        return self._watch_as(tgid, _WATCH_DECIDED)
+
+    def watch_provisionally(self, tgid: int) -> bool:
+        """As `watch`, but its records go apart until it is chosen, as those of a new process do."""
+        return self._watch_as(tgid, _WATCH_PROVISIONAL)
+
+    def _watch_as(self, tgid: int, watch: bytes) -> bool:
         try:
-            self._processes.set(_U32.pack(tgid), _WATCH_DECIDED)
+            self._processes.set(_U32.pack(tgid), watch)
         except OSError as error:
             if error.errno == errno.E2BIG:
                 return False
@@ -205,6 +250,30 @@ class Capture:
     def unwatch(self, tgid: int) -> None:
         """Stops watching a process; harmless for one that was not watched."""
         self._processes.delete(_U32.pack(tgid))
+
+    def is_watched(self, tgid: int) -> bool:
+        """Whether a process is watched, provisionally or by decision."""
+        return self._processes.get(_U32.pack(tgid)) is not None
+
+    def expect_executables(self, only: frozenset[str] | None, never: frozenset[str]) -> None:
+        """From the next exec on, watches a new process only if its program may be chosen, by its file's name.
+
+        Args:
+            only: names that may be chosen; None for all.
+            never: names that may not.
+        """
+        named = {_executable(name): _WATCH_NOT for name in never if len(os.fsencode(name)) < EXECUTABLE_NAME}
+        named |= {_executable(name): _WATCH_PROVISIONAL for name in (only or ()) if name not in never}
+        others = _WATCH_PROVISIONAL if only is None else _WATCH_NOT
+        if len(named) > MAX_EXECUTABLES:
+            named, others = {}, _WATCH_PROVISIONAL
+        # Meanwhile one too many is watched rather than one too few.
+        self._other_executables.set(_FIRST, _WATCH_PROVISIONAL)
+        for name in list(self._executables.keys()):
+            self._executables.delete(name)
+        for name, watch in named.items():
+            self._executables.set(name, watch)
+        self._other_executables.set(_FIRST, others)
 
     def watched(self) -> set[int]:
         """Process ids watched now, provisionally or by decision."""

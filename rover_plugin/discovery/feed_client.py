@@ -14,13 +14,13 @@ import grpc
 import structlog
 
 from rover_plugin._generated.rover import feed_pb2, feed_pb2_grpc
-from rover_plugin.discovery.feed_codec import decode_changes, decode_process
+from rover_plugin.discovery.feed_codec import decode_changes, decode_executables, decode_process
 from rover_plugin.discovery.table import Added, Change, Removed, Updated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from rover_plugin.discovery.model import Process, ProcessKey
+    from rover_plugin.discovery.model import Executables, Process, ProcessKey
 
 log = structlog.get_logger(__name__)
 
@@ -64,6 +64,7 @@ class FeedClient:
         self._threads: tuple[threading.Thread, ...] = ()
         self._on_change: Callable[[Change], None] = lambda _change: None
         self._on_state: Callable[[FeedState], None] = lambda _state: None
+        self._on_executables: Callable[[Executables], None] = lambda _executables: None
 
     @property
     def state(self) -> FeedState:
@@ -75,14 +76,20 @@ class FeedClient:
         """Seconds since the last message of the server, infinite before the first."""
         return time.monotonic() - self._last_message
 
-    def follow(self, on_change: Callable[[Change], None], on_state: Callable[[FeedState], None]) -> None:
+    def follow(
+        self,
+        on_change: Callable[[Change], None],
+        on_state: Callable[[FeedState], None],
+        on_executables: Callable[[Executables], None] = lambda _executables: None,
+    ) -> None:
         """Starts following, in threads of its own.
 
         Args:
             on_change: called with every change, in order, from one thread.
             on_state: called when the health changes, from any of the threads.
+            on_executables: called before the changes of each snapshot, from the thread of `on_change`.
         """
-        self._on_change, self._on_state = on_change, on_state
+        self._on_change, self._on_state, self._on_executables = on_change, on_state, on_executables
         self._threads = (
             threading.Thread(target=self._run, name="feed-client", daemon=True),
             threading.Thread(target=self._watch_silence, name="feed-client-watch", daemon=True),
@@ -153,6 +160,7 @@ class FeedClient:
         """Takes a page of a snapshot; true with the last."""
         if page.first:
             self._arriving = {}
+            self._on_executables(decode_executables(page.executables))
         for process in map(decode_process, page.processes):
             self._arriving[process.key] = process
         return not page.more

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rover_plugin._generated.rover import feed_pb2
-from rover_plugin.discovery.model import Entity, Process, ProcessKey
+from rover_plugin.discovery.model import Entity, Executables, Process, ProcessKey
 from rover_plugin.discovery.table import Added, Change, Removed, Updated
 
 if TYPE_CHECKING:
@@ -17,13 +17,14 @@ def encode_process(process: Process) -> feed_pb2.Process:
     """A process as a message."""
     return feed_pb2.Process(
         key=_encode_key(process.key),
-        exe=_text(process.exe),
-        cmdline=map(_text, process.cmdline),
+        exe=text(process.exe),
+        cmdline=map(text, process.cmdline),
         pid_namespace=process.pid_namespace,
         cgroup_id=process.cgroup_id,
         container_id=process.container_id,
         entities=map(_encode_entity, process.entities),
         exited=process.exited,
+        decided=process.decided,
     )
 
 
@@ -38,7 +39,20 @@ def decode_process(message: feed_pb2.Process) -> Process:
         container_id=message.container_id,
         entities=tuple(map(_decode_entity, message.entities)),
         exited=message.exited,
+        decided=message.decided,
     )
+
+
+def encode_executables(executables: Executables) -> feed_pb2.Executables:
+    """What rules may choose, as a message."""
+    return feed_pb2.Executables(
+        limited=executables.only is not None, only=sorted(executables.only or ()), never=sorted(executables.never)
+    )
+
+
+def decode_executables(message: feed_pb2.Executables) -> Executables:
+    """What rules may choose, out of a message."""
+    return Executables(frozenset(message.only) if message.limited else None, frozenset(message.never))
 
 
 def encode_changes(changes: Iterable[Change]) -> feed_pb2.Changes:
@@ -79,9 +93,9 @@ def _decode_key(message: feed_pb2.ProcessKey) -> ProcessKey:
 def _encode_entity(entity: Entity) -> feed_pb2.Entity:
     return feed_pb2.Entity(
         layer=entity.layer,
-        service=_text(entity.service),
-        instance=_text(entity.instance),
-        process=_text(entity.process),
+        service=text(entity.service),
+        instance=text(entity.instance),
+        process=text(entity.process),
         labels=entity.labels,
         cluster=entity.cluster,
         namespace=entity.namespace,
@@ -104,6 +118,6 @@ def _decode_entity(message: feed_pb2.Entity) -> Entity:
     )
 
 
-def _text(path: str) -> str:
-    """File names may be any bytes, which Python keeps as lone surrogates; strings of protobuf must be UTF-8."""
+def text(path: str) -> str:
+    """As the feed has it: names may be any bytes, which Python keeps as lone surrogates, and protobuf wants UTF-8."""
     return path if path.isascii() else path.encode(errors="replace").decode()

@@ -17,7 +17,7 @@ import grpc
 import structlog
 
 from rover_plugin._generated.rover import feed_pb2, feed_pb2_grpc
-from rover_plugin.discovery.feed_codec import encode_changes, encode_process
+from rover_plugin.discovery.feed_codec import encode_changes, encode_executables, encode_process
 from rover_plugin.errors import FeedError
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ class _FeedService(feed_pb2_grpc.ProcessFeedServicer):
             snapshot = feed_pb2.Snapshot(
                 processes=map(encode_process, page), first=number == 0, more=number < len(pages) - 1
             )
+            if snapshot.first:
+                snapshot.executables.CopyFrom(encode_executables(self._table.executables))
             yield self._response(revision, snapshot=snapshot)
         return revision
 

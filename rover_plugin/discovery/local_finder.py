@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from rover_plugin.discovery.layers import checked_layer
-from rover_plugin.discovery.model import Entity
+from rover_plugin.discovery.model import Entity, Executables
 from rover_plugin.discovery.naming import bounded, executable_name, service_name
 from rover_plugin.discovery.rules import VOLATILE_KEYS, Rule, ServiceRule, parse_rules, parse_service_rules
 
@@ -27,6 +27,10 @@ class Finder(Protocol):
     @property
     def fact_keys(self) -> frozenset[str]:
         """Which facts, as rules name them, its answer depends on."""
+
+    @property
+    def executables(self) -> Executables:
+        """Which programs it may ever choose."""
 
     def entities(self, facts: ProcessFacts) -> tuple[Entity, ...]:
         """What this process is known as; nothing if it is not to be watched for this finder's sake."""
@@ -58,6 +62,15 @@ class LocalFinder:
         """Facts any of the rules looks at."""
         rules = (*self.include, *self.exclude, *(named.rule for named in self.service_rules))
         return frozenset().union(*(rule.keys for rule in rules))
+
+    @property
+    def executables(self) -> Executables:
+        """What the rules with `exe=` leave."""
+        names = {rule.executable for rule in self.include}
+        return Executables(
+            frozenset(names) if names and "" not in names else None,
+            frozenset(rule.executable for rule in self.exclude if rule.by_name),
+        )
 
     def entities(self, facts: ProcessFacts) -> tuple[Entity, ...]:
         """One entity, or none if the rules leave the process out."""

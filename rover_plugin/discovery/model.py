@@ -33,7 +33,8 @@ class ProcessKey:
 class Process:
     """One process of the feed. No entities means: known, not to be watched.
 
-    `exited`: gone, but listed for a while longer so that what it left behind can still be named.
+    `exited`: gone, but listed for a while longer so that what it left behind can still be named. `decided`: its
+    entities stay what they are until it executes another program; else what it does may change them, such as to listen.
     """
 
     key: ProcessKey
@@ -44,3 +45,17 @@ class Process:
     container_id: str = ""
     entities: tuple[Entity, ...] = field(default=())
     exited: bool = False
+    decided: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Executables:
+    """Which programs may get entities at all, by the names of their files without folders.
+
+    Attributes:
+        only: these and no others; None for any.
+        never: not these.
+    """
+
+    only: frozenset[str] | None = None
+    never: frozenset[str] = frozenset()

@@ -13,6 +13,7 @@ from rover_plugin.discovery.cgroup_tree import CgroupTree, hierarchies
 from rover_plugin.discovery.containers import Containers
 from rover_plugin.discovery.feed_server import FeedServer
 from rover_plugin.discovery.local_finder import Finder, local_finder
+from rover_plugin.discovery.model import Executables
 from rover_plugin.discovery.observer import ProcessObserver
 from rover_plugin.discovery.reporter import ProcessReporter
 from rover_plugin.discovery.table import ProcessTable
@@ -21,6 +22,8 @@ from rover_plugin.errors import SettingsError
 from rover_plugin.telemetry.metrics import Sample
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rover_plugin.backend.caller import Caller
     from rover_plugin.host.module import Context
     from rover_plugin.settings import Settings
@@ -70,6 +73,7 @@ class ProcessDiscoveryModule:
         settings = context.settings
         core = cast("Core", context.modules["core"])
         finders = _finders(settings, core.cluster_name)
+        self.table.executables = _executables(finders)
         self._server = _serve(settings, self.table)
         context.telemetry.register(lambda: [Sample("rover_discovered_processes", len(self.table))])
         if not finders:
@@ -110,6 +114,14 @@ def _finders(settings: Settings, cluster: str) -> list[Finder]:
         message = "process_discovery.kubernetes.active: this version has no Kubernetes finder"
         raise SettingsError(message, hint="set it to false, and process_discovery.local.active to true")
     return [local_finder(settings, cluster)] if settings.flag("process_discovery.local.active") else []
+
+
+def _executables(finders: Sequence[Finder]) -> Executables:
+    """Which programs any of the finders may choose."""
+    each = [finder.executables for finder in finders]
+    limits = [one.only for one in each if one.only is not None]
+    only = frozenset().union(*limits) if len(limits) == len(each) else None
+    return Executables(only, frozenset.intersection(*(one.never for one in each)) if each else frozenset())
 
 
 def _serve(settings: Settings, table: ProcessTable) -> FeedServer | None:

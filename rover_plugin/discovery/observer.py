@@ -18,6 +18,7 @@ from rover_plugin.discovery.local_finder import is_volatile
 from rover_plugin.discovery.model import Process, ProcessKey
 from rover_plugin.discovery.process_events import CgroupEvent, Kind
 from rover_plugin.discovery.procfs import PROC, ProcessFacts, pids, read_process
+from rover_plugin.discovery.rules import ACQUIRED_KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -66,6 +67,7 @@ class ProcessObserver:
         self._proc = proc
         self._volatile = any(map(is_volatile, finders))
         self._by_port = any("port" in finder.fact_keys for finder in finders)
+        self._decided = not any(finder.fact_keys & ACQUIRED_KEYS for finder in finders)
         self._root = os.getpid() if own_pid is None else own_pid
         self._own = {self._root}
         self._live: dict[int, ProcessFacts] = {}
@@ -267,6 +269,7 @@ class ProcessObserver:
             cgroup_id=facts.cgroup_id,
             container_id=facts.container.id if facts.container else "",
             entities=tuple(entity for finder in self._finders for entity in finder.entities(facts)) if watched else (),
+            decided=self._decided or not watched,
         )
 
     def _publish(self) -> None:

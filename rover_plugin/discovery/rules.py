@@ -25,6 +25,9 @@ _NAMES = "->"
 # Facts that change while a process runs: they are looked at again from time to time, and only if a rule asks.
 VOLATILE_KEYS = frozenset({"port", "user", "cgroup", "unit", "container"})
 
+# Those of them that a program gets by what it does; it is born with the others.
+ACQUIRED_KEYS = frozenset({"port", "user"})
+
 Predicate = Callable[[ProcessFacts], bool]
 
 
@@ -35,11 +38,15 @@ class Rule:
     Attributes:
         text: as it was written.
         keys: which facts it looks at.
+        executable: name of the only program's file, without its folder, that it can match; empty for any.
+        by_name: that name alone makes it match.
     """
 
     text: str
     keys: frozenset[str]
     conditions: tuple[Predicate, ...]
+    executable: str = ""
+    by_name: bool = False
 
     def matches(self, facts: ProcessFacts) -> bool:
         """Whether every condition holds for this process."""
@@ -65,16 +72,29 @@ def parse_rules(key: str, texts: Iterable[str]) -> tuple[Rule, ...]:
 
 def parse_rule(key: str, text: str) -> Rule:
     """Parses one rule, see `parse_rules`."""
-    parsed = [_parse_condition(key, text, part) for part in text.split(_AND)]
+    parts = text.split(_AND)
+    parsed = [_parse_condition(key, text, part) for part in parts]
     keys = frozenset(name for name, _ in parsed)
     conditions = [condition for _, condition in parsed]
     if "unit" in keys and "container" not in keys:  # a container's nginx.service is another than the host's
         conditions.append(_on_host)
-    return Rule(text, keys, tuple(conditions))
+    paths = [path for part in parts if (path := _exact_executable(part))]
+    return Rule(
+        text,
+        keys,
+        tuple(conditions),
+        executable=file_name(paths[0]) if paths else "",
+        by_name=len(parts) == 1 and bool(paths) and "/" not in paths[0],
+    )
 
 
 def _on_host(facts: ProcessFacts) -> bool:
     return facts.container is None
+
+
+def _exact_executable(part: str) -> str:
+    match = _CONDITION.fullmatch(part)
+    return match[3] if match is not None and match.group(1, 2) == ("exe", "=") else ""
 
 
 def parse_service_rules(key: str, texts: Iterable[str]) -> tuple[ServiceRule, ...]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from rover_plugin.discovery.model import Executables
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -47,10 +49,14 @@ class ProcessTable:
 
     Args:
         history: how many changes are kept for `since`.
+
+    Attributes:
+        executables: which programs may ever get entities; to be set before the table is served.
     """
 
     def __init__(self, history: int = HISTORY) -> None:
         self.epoch = uuid.uuid4().hex
+        self.executables = Executables()
         self._processes: dict[ProcessKey, Process] = {}
         self._history: deque[Change] = deque(maxlen=history)
         self._revision = 0

@@ -174,7 +174,9 @@ class Ledger:
         for worker, made in kernel_sequences.items():
             report = self.reports.get(worker)
             if report is not None:
-                self._late_losses += (made - report["records"] - report["lost_ring"]) & _COUNTER_MASK
+                # Those of the other ring have sequence numbers of their own.
+                read = report["records"] - report.get("provisional", {}).get("chosen", 0)
+                self._late_losses += (made - read - report["lost_ring"]) & _COUNTER_MASK
 
     def lost_ring(self) -> int:
         """Records that found no room in a ring."""

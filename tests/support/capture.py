@@ -151,6 +151,8 @@ class Recorder:
         self.records: list[Record] = []
         self._keep: Callable[[int], bool] = lambda _: True
         self._readers = [RingReader(descriptor) for descriptor in self.capture.ring_descriptors()]
+        # Of a shard: first those, as the agent does.
+        self._provisional = [RingReader(descriptor) for descriptor in self.capture.provisional_descriptors()]
         self.capture.start()
 
     def __enter__(self) -> Self:
@@ -158,7 +160,7 @@ class Recorder:
 
     def __exit__(self, *_: object) -> None:
         self.capture.stop()
-        for reader in self._readers:
+        for reader in [*self._readers, *self._provisional]:
             reader.close()
         self.capture.close()
 
@@ -185,7 +187,9 @@ class Recorder:
                     # Somebody else on this machine, born while we run: as the feed would.
                     self.capture.unwatch(tgid)
 
-            reader.read(take)
+            until = reader.produced()
+            self._provisional[shard].read(take)
+            reader.read(take, until=until)
 
     def until(self, holds: Callable[[], bool], what: str) -> None:
         """Reads until `holds`."""

@@ -8,7 +8,7 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rover_plugin.access_log import ends, hub, link, resolver
+from rover_plugin.access_log import ends, hub, link, resolver, worker
 from rover_plugin.access_log.address_book import AddressBook
 from rover_plugin.access_log.hub import Hub
 from rover_plugin.access_log.link import ConnectionFacts, Item, read_items
@@ -169,6 +169,7 @@ class EndlessRing:
     def __init__(self) -> None:
         self.kernel = Kernel()
         self.reads = 0
+        self.ended = False
         self.idle = threading.Event()
 
     def also_wait_for(self, descriptor: int) -> None:
@@ -180,9 +181,13 @@ class EndlessRing:
     def peek(self, look: Callable[[memoryview, int, int], None]) -> None:
         pass
 
-    def read(self, handle: Callable[[memoryview, int, int], None], limit: int = 0) -> int:
-        if not limit:
-            return 0  # the end of everything
+    def produced(self) -> int:
+        return 0
+
+    def read(self, handle: Callable[[memoryview, int, int], None], limit: int, until: int) -> int:
+        assert (limit, until) == (worker.BATCH, 0)
+        if self.ended:
+            return 0
         self.reads += 1
         for _ in range(20):
             connection = len(self.kernel.positions) + 1
@@ -205,10 +210,10 @@ def test_a_worker_reads_nothing_more_while_the_main_process_stands_still(monkeyp
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ring = EndlessRing()
     options = WorkerOptions(0, ("json",), 1_000_000, 1000, 60.0, grpc_status_as_http=True)
-    worker = Worker(theirs, ring, Policies(), options)  # type: ignore[arg-type]
-    thread = threading.Thread(target=worker.run)
+    subject = Worker(theirs, ring, Policies(), options)  # type: ignore[arg-type]
+    thread = threading.Thread(target=subject.run)
     thread.start()
-    while not worker._link.choked:
+    while not subject._link.choked:
         assert thread.is_alive()
         ring.idle.clear()
         assert ring.idle.wait(10)
@@ -217,9 +222,10 @@ def test_a_worker_reads_nothing_more_while_the_main_process_stands_still(monkeyp
         ring.idle.clear()
         assert ring.idle.wait(10)
     assert ring.reads <= reads + 1
-    assert worker._link._waiting_bytes < 1_000_000
+    assert subject._link._waiting_bytes < 1_000_000
     while ring.reads <= reads + 1:  # the main process goes on, and so does the worker
         ours.recv(1 << 16)
+    ring.ended = True
     ours.shutdown(socket.SHUT_WR)
     ours.settimeout(0.1)
     kinds = set[Item]()

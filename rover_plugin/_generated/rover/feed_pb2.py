@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10rover/feed.proto\x12\rrover.feed.v1\"<\n\x0cWatchRequest\x12,\n\x0bresume_from\x18\x01 \x01(\x0b\x32\x17.rover.feed.v1.Position\"+\n\x08Position\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\"\xe4\x01\n\rWatchResponse\x12)\n\x08position\x18\x01 \x01(\x0b\x32\x17.rover.feed.v1.Position\x12\x19\n\x11heartbeat_seconds\x18\x02 \x01(\x01\x12+\n\x08snapshot\x18\x03 \x01(\x0b\x32\x17.rover.feed.v1.SnapshotH\x00\x12)\n\x07\x63hanges\x18\x04 \x01(\x0b\x32\x16.rover.feed.v1.ChangesH\x00\x12-\n\theartbeat\x18\x05 \x01(\x0b\x32\x18.rover.feed.v1.HeartbeatH\x00\x42\x06\n\x04\x62ody\"R\n\x08Snapshot\x12)\n\tprocesses\x18\x01 \x03(\x0b\x32\x16.rover.feed.v1.Process\x12\r\n\x05\x66irst\x18\x02 \x01(\x08\x12\x0c\n\x04more\x18\x03 \x01(\x08\"1\n\x07\x43hanges\x12&\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x15.rover.feed.v1.Change\"\x94\x01\n\x06\x43hange\x12\'\n\x05\x61\x64\x64\x65\x64\x18\x01 \x01(\x0b\x32\x16.rover.feed.v1.ProcessH\x00\x12)\n\x07updated\x18\x02 \x01(\x0b\x32\x16.rover.feed.v1.ProcessH\x00\x12,\n\x07removed\x18\x03 \x01(\x0b\x32\x19.rover.feed.v1.ProcessKeyH\x00\x42\x08\n\x06\x63hange\"\x0b\n\tHeartbeat\"-\n\nProcessKey\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x12\n\nstart_time\x18\x02 \x01(\x04\"\xc8\x01\n\x07Process\x12&\n\x03key\x18\x01 \x01(\x0b\x32\x19.rover.feed.v1.ProcessKey\x12\x0b\n\x03\x65xe\x18\x02 \x01(\t\x12\x0f\n\x07\x63mdline\x18\x03 \x03(\t\x12\x15\n\rpid_namespace\x18\x04 \x01(\x04\x12\x11\n\tcgroup_id\x18\x05 \x01(\x04\x12\x14\n\x0c\x63ontainer_id\x18\x06 \x01(\t\x12\'\n\x08\x65ntities\x18\x07 \x03(\x0b\x32\x15.rover.feed.v1.Entity\x12\x0e\n\x06\x65xited\x18\x08 \x01(\x08\"\x9f\x01\n\x06\x45ntity\x12\r\n\x05layer\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\x12\x0f\n\x07process\x18\x04 \x01(\t\x12\x0e\n\x06labels\x18\x05 \x03(\t\x12\x0f\n\x07\x63luster\x18\x06 \x01(\t\x12\x11\n\tnamespace\x18\x07 \x01(\t\x12\x0b\n\x03pod\x18\x08 \x01(\t\x12\x11\n\tcontainer\x18\t \x01(\t2S\n\x0bProcessFeed\x12\x44\n\x05Watch\x12\x1b.rover.feed.v1.WatchRequest\x1a\x1c.rover.feed.v1.WatchResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10rover/feed.proto\x12\rrover.feed.v1\"<\n\x0cWatchRequest\x12,\n\x0bresume_from\x18\x01 \x01(\x0b\x32\x17.rover.feed.v1.Position\"+\n\x08Position\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\"\xe4\x01\n\rWatchResponse\x12)\n\x08position\x18\x01 \x01(\x0b\x32\x17.rover.feed.v1.Position\x12\x19\n\x11heartbeat_seconds\x18\x02 \x01(\x01\x12+\n\x08snapshot\x18\x03 \x01(\x0b\x32\x17.rover.feed.v1.SnapshotH\x00\x12)\n\x07\x63hanges\x18\x04 \x01(\x0b\x32\x16.rover.feed.v1.ChangesH\x00\x12-\n\theartbeat\x18\x05 \x01(\x0b\x32\x18.rover.feed.v1.HeartbeatH\x00\x42\x06\n\x04\x62ody\"\x83\x01\n\x08Snapshot\x12)\n\tprocesses\x18\x01 \x03(\x0b\x32\x16.rover.feed.v1.Process\x12\r\n\x05\x66irst\x18\x02 \x01(\x08\x12\x0c\n\x04more\x18\x03 \x01(\x08\x12/\n\x0b\x65xecutables\x18\x04 \x01(\x0b\x32\x1a.rover.feed.v1.Executables\";\n\x0b\x45xecutables\x12\x0f\n\x07limited\x18\x01 \x01(\x08\x12\x0c\n\x04only\x18\x02 \x03(\t\x12\r\n\x05never\x18\x03 \x03(\t\"1\n\x07\x43hanges\x12&\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x15.rover.feed.v1.Change\"\x94\x01\n\x06\x43hange\x12\'\n\x05\x61\x64\x64\x65\x64\x18\x01 \x01(\x0b\x32\x16.rover.feed.v1.ProcessH\x00\x12)\n\x07updated\x18\x02 \x01(\x0b\x32\x16.rover.feed.v1.ProcessH\x00\x12,\n\x07removed\x18\x03 \x01(\x0b\x32\x19.rover.feed.v1.ProcessKeyH\x00\x42\x08\n\x06\x63hange\"\x0b\n\tHeartbeat\"-\n\nProcessKey\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x12\n\nstart_time\x18\x02 \x01(\x04\"\xd9\x01\n\x07Process\x12&\n\x03key\x18\x01 \x01(\x0b\x32\x19.rover.feed.v1.ProcessKey\x12\x0b\n\x03\x65xe\x18\x02 \x01(\t\x12\x0f\n\x07\x63mdline\x18\x03 \x03(\t\x12\x15\n\rpid_namespace\x18\x04 \x01(\x04\x12\x11\n\tcgroup_id\x18\x05 \x01(\x04\x12\x14\n\x0c\x63ontainer_id\x18\x06 \x01(\t\x12\'\n\x08\x65ntities\x18\x07 \x03(\x0b\x32\x15.rover.feed.v1.Entity\x12\x0e\n\x06\x65xited\x18\x08 \x01(\x08\x12\x0f\n\x07\x64\x65\x63ided\x18\t \x01(\x08\"\x9f\x01\n\x06\x45ntity\x12\r\n\x05layer\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\x12\x0f\n\x07process\x18\x04 \x01(\t\x12\x0e\n\x06labels\x18\x05 \x03(\t\x12\x0f\n\x07\x63luster\x18\x06 \x01(\t\x12\x11\n\tnamespace\x18\x07 \x01(\t\x12\x0b\n\x03pod\x18\x08 \x01(\t\x12\x11\n\tcontainer\x18\t \x01(\t2S\n\x0bProcessFeed\x12\x44\n\x05Watch\x12\x1b.rover.feed.v1.WatchRequest\x1a\x1c.rover.feed.v1.WatchResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,20 +37,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_POSITION']._serialized_end=140
   _globals['_WATCHRESPONSE']._serialized_start=143
   _globals['_WATCHRESPONSE']._serialized_end=371
-  _globals['_SNAPSHOT']._serialized_start=373
-  _globals['_SNAPSHOT']._serialized_end=455
-  _globals['_CHANGES']._serialized_start=457
-  _globals['_CHANGES']._serialized_end=506
-  _globals['_CHANGE']._serialized_start=509
-  _globals['_CHANGE']._serialized_end=657
-  _globals['_HEARTBEAT']._serialized_start=659
-  _globals['_HEARTBEAT']._serialized_end=670
-  _globals['_PROCESSKEY']._serialized_start=672
-  _globals['_PROCESSKEY']._serialized_end=717
-  _globals['_PROCESS']._serialized_start=720
-  _globals['_PROCESS']._serialized_end=920
-  _globals['_ENTITY']._serialized_start=923
-  _globals['_ENTITY']._serialized_end=1082
-  _globals['_PROCESSFEED']._serialized_start=1084
-  _globals['_PROCESSFEED']._serialized_end=1167
+  _globals['_SNAPSHOT']._serialized_start=374
+  _globals['_SNAPSHOT']._serialized_end=505
+  _globals['_EXECUTABLES']._serialized_start=507
+  _globals['_EXECUTABLES']._serialized_end=566
+  _globals['_CHANGES']._serialized_start=568
+  _globals['_CHANGES']._serialized_end=617
+  _globals['_CHANGE']._serialized_start=620
+  _globals['_CHANGE']._serialized_end=768
+  _globals['_HEARTBEAT']._serialized_start=770
+  _globals['_HEARTBEAT']._serialized_end=781
+  _globals['_PROCESSKEY']._serialized_start=783
+  _globals['_PROCESSKEY']._serialized_end=828
+  _globals['_PROCESS']._serialized_start=831
+  _globals['_PROCESS']._serialized_end=1048
+  _globals['_ENTITY']._serialized_start=1051
+  _globals['_ENTITY']._serialized_end=1210
+  _globals['_PROCESSFEED']._serialized_start=1212
+  _globals['_PROCESSFEED']._serialized_end=1295
 # @@protoc_insertion_point(module_scope)

@@ -34,14 +34,26 @@ class WatchResponse(_message.Message):
     def __init__(self, position: _Optional[_Union[Position, _Mapping]] = ..., heartbeat_seconds: _Optional[float] = ..., snapshot: _Optional[_Union[Snapshot, _Mapping]] = ..., changes: _Optional[_Union[Changes, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
 
 class Snapshot(_message.Message):
-    __slots__ = ("processes", "first", "more")
+    __slots__ = ("processes", "first", "more", "executables")
     PROCESSES_FIELD_NUMBER: _ClassVar[int]
     FIRST_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
+    EXECUTABLES_FIELD_NUMBER: _ClassVar[int]
     processes: _containers.RepeatedCompositeFieldContainer[Process]
     first: bool
     more: bool
-    def __init__(self, processes: _Optional[_Iterable[_Union[Process, _Mapping]]] = ..., first: bool = ..., more: bool = ...) -> None: ...
+    executables: Executables
+    def __init__(self, processes: _Optional[_Iterable[_Union[Process, _Mapping]]] = ..., first: bool = ..., more: bool = ..., executables: _Optional[_Union[Executables, _Mapping]] = ...) -> None: ...
+
+class Executables(_message.Message):
+    __slots__ = ("limited", "only", "never")
+    LIMITED_FIELD_NUMBER: _ClassVar[int]
+    ONLY_FIELD_NUMBER: _ClassVar[int]
+    NEVER_FIELD_NUMBER: _ClassVar[int]
+    limited: bool
+    only: _containers.RepeatedScalarFieldContainer[str]
+    never: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, limited: bool = ..., only: _Optional[_Iterable[str]] = ..., never: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Changes(_message.Message):
     __slots__ = ("changes",)
@@ -72,7 +84,7 @@ class ProcessKey(_message.Message):
     def __init__(self, pid: _Optional[int] = ..., start_time: _Optional[int] = ...) -> None: ...
 
 class Process(_message.Message):
-    __slots__ = ("key", "exe", "cmdline", "pid_namespace", "cgroup_id", "container_id", "entities", "exited")
+    __slots__ = ("key", "exe", "cmdline", "pid_namespace", "cgroup_id", "container_id", "entities", "exited", "decided")
     KEY_FIELD_NUMBER: _ClassVar[int]
     EXE_FIELD_NUMBER: _ClassVar[int]
     CMDLINE_FIELD_NUMBER: _ClassVar[int]
@@ -81,6 +93,7 @@ class Process(_message.Message):
     CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
     ENTITIES_FIELD_NUMBER: _ClassVar[int]
     EXITED_FIELD_NUMBER: _ClassVar[int]
+    DECIDED_FIELD_NUMBER: _ClassVar[int]
     key: ProcessKey
     exe: str
     cmdline: _containers.RepeatedScalarFieldContainer[str]
@@ -89,7 +102,8 @@ class Process(_message.Message):
     container_id: str
     entities: _containers.RepeatedCompositeFieldContainer[Entity]
     exited: bool
-    def __init__(self, key: _Optional[_Union[ProcessKey, _Mapping]] = ..., exe: _Optional[str] = ..., cmdline: _Optional[_Iterable[str]] = ..., pid_namespace: _Optional[int] = ..., cgroup_id: _Optional[int] = ..., container_id: _Optional[str] = ..., entities: _Optional[_Iterable[_Union[Entity, _Mapping]]] = ..., exited: bool = ...) -> None: ...
+    decided: bool
+    def __init__(self, key: _Optional[_Union[ProcessKey, _Mapping]] = ..., exe: _Optional[str] = ..., cmdline: _Optional[_Iterable[str]] = ..., pid_namespace: _Optional[int] = ..., cgroup_id: _Optional[int] = ..., container_id: _Optional[str] = ..., entities: _Optional[_Iterable[_Union[Entity, _Mapping]]] = ..., exited: bool = ..., decided: bool = ...) -> None: ...
 
 class Entity(_message.Message):
     __slots__ = ("layer", "service", "instance", "process", "labels", "cluster", "namespace", "pod", "container")

@@ -139,6 +139,10 @@ class AccessLogTelemetry:
             worker = str(number)
             for metric, item in _REPORTED.items():
                 yield Sample(metric, report[item], (worker,))
+            provisional = report["provisional"]
+            for outcome, count in {"chosen": provisional["chosen"], **provisional["dropped"]}.items():
+                yield Sample("rover_provisional_records", count, (worker, outcome))
+            yield Sample("rover_provisional_held_bytes", provisional["held_bytes"], (worker,))
             for reason, count in report["errors"].items():
                 yield Sample("rover_worker_errors", count, (worker, reason))
             yield Sample("rover_worker_connections_max", self._options.max_connections, (worker,))

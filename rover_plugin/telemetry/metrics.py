@@ -108,6 +108,14 @@ METRICS: Final = (
     _gauge("rover_worker_connections", "Connections followed.", "worker"),
     _gauge("rover_worker_connections_max", "Room for connections (access_log.connections.max).", "worker"),
     _counter("rover_worker_evicted", "Connections given up for want of room.", "worker"),
+    _counter(
+        "rover_provisional_records",
+        "Records of new processes, by what became of them: handed on (chosen), or dropped. Those that their ring had no "
+        "room for are the kernel event provisional_full.",
+        "worker",
+        "outcome",
+    ),
+    _gauge("rover_provisional_held_bytes", "Bytes of such records that wait for the feed to decide.", "worker"),
     _gauge("rover_worker_queue_messages", "Messages that wait for the main process.", "worker"),
     _gauge("rover_worker_queue_size", "Room for such messages.", "worker"),
     # -- main process --

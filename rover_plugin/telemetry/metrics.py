@@ -110,8 +110,8 @@ METRICS: Final = (
     _counter("rover_worker_evicted", "Connections given up for want of room.", "worker"),
     _counter(
         "rover_provisional_records",
-        "Records of new processes, by what became of them: handed on (chosen), or dropped. Those that their ring had no "
-        "room for are the kernel event provisional_full.",
+        "Records of new processes, by what became of them: handed on (chosen), or dropped. Those that their ring had "
+        "no room for are the kernel event provisional_full.",
         "worker",
         "outcome",
     ),

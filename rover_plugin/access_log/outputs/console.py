@@ -74,7 +74,7 @@ class ConsoleOutput:
         line = self._encode(self._line(json.loads(message)))
         if not self._headed:
             self._headed = True
-            line = self._encode(self._cell("dim", _HEADER)) + line
+            line = self._encode(self._cell("dim", _HEADER)) + b"\n" + line
         self._writer.put(line, kernel_logs, protocol_logs)
 
     def standing(self) -> Standing:
@@ -96,7 +96,7 @@ class ConsoleOutput:
     def _encode(self, line: str) -> bytes:
         if self._plain:
             line = line.translate(_PLAIN_SIGNS)
-        return f"{line}\n".encode(self._charset, "backslashreplace")
+        return line.encode(self._charset, "backslashreplace")
 
     def _line(self, item: dict[str, Any]) -> str:
         status = item["status"]

@@ -45,7 +45,7 @@ class JsonLinesOutput:
 
     def write(self, message: bytes, kernel_logs: int, protocol_logs: int) -> None:
         """Takes one line."""
-        self._put(message + b"\n", kernel_logs, protocol_logs)
+        self._put(message, kernel_logs, protocol_logs)
 
     def standing(self) -> Standing:
         """What is not written yet is held."""

@@ -8,9 +8,8 @@ in bytes; what comes beyond it is lost.
 from __future__ import annotations
 
 import time
-from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 
@@ -26,8 +25,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 MOST_WAITING_BYTES: Final = 8 << 20
-# Written at once; a pipe takes 64 KiB unless its owner made it larger (pipe(7)).
+# When so much waits it is written, before the next tick; a pipe takes 64 KiB unless its owner made it larger (pipe(7)).
 _BLOCK_BYTES: Final = 1 << 18
+_BLOCK_LINES: Final = 4096
 # While nothing can be written, the next try comes after so many more bytes, or at the next tick.
 _RETRY_BYTES: Final = 1 << 15
 _LOG_PERIOD_S: Final = 10.0
@@ -41,12 +41,8 @@ CLOSED_PIPE: Final = "closed_pipe"
 SHUTDOWN: Final = "shutdown"
 
 
-class Line(NamedTuple):
-    """One line, its end included, and the logs in it."""
-
-    text: bytes
-    kernel_logs: int
-    protocol_logs: int
+# A line without its end, and the kernel and protocol logs in it.
+_Line = tuple[bytes, int, int]
 
 
 class Target(Protocol):
@@ -73,7 +69,7 @@ class Target(Protocol):
 class _Block:
     """Lines that are written at once."""
 
-    lines: list[Line]
+    lines: list[_Line]
     data: memoryview
     written: int = 0
 
@@ -101,11 +97,11 @@ class LineWriter:
         self._counters = counters
         self._on_gone = on_gone
         self._patient = patient
-        self._lines: deque[Line] = deque()
+        self._lines: list[_Line] = []
         self._block: _Block | None = None
         self._outlet: Outlet | None = None  # what the block goes to
-        self._waiting = [0, 0, 0]  # bytes, kernel logs, protocol logs: of lines and block
-        self._retry_at = _BLOCK_BYTES
+        self._waiting = 0  # bytes of lines and block
+        self._look_at = _BLOCK_BYTES  # when so many wait, there is more to do than to take a line
         self._gone = False
         self._trouble = ""  # why nothing can be written now
         self._reason = STALLED  # and what lines that find no room are lost to
@@ -113,21 +109,18 @@ class LineWriter:
         self._said_at = float("-inf")
 
     def put(self, text: bytes, kernel_logs: int, protocol_logs: int) -> None:
-        """Takes a line with its end."""
-        waiting = self._waiting
-        if self._gone:
-            self._lose(kernel_logs, protocol_logs, CLOSED_PIPE)
-            return
-        if waiting[0] + len(text) > MOST_WAITING_BYTES:
-            self.flush()
-            if waiting[0] + len(text) > MOST_WAITING_BYTES:
+        """Takes a line without its end."""
+        waiting = self._waiting + len(text) + 1
+        if waiting >= self._look_at:
+            if waiting > MOST_WAITING_BYTES:
+                self.flush()
+                waiting = self._waiting + len(text) + 1
+            if self._gone or waiting > MOST_WAITING_BYTES:
                 self._lose(kernel_logs, protocol_logs, self._reason)
                 return
-        self._lines.append(Line(text, kernel_logs, protocol_logs))
-        waiting[0] += len(text)
-        waiting[1] += kernel_logs
-        waiting[2] += protocol_logs
-        if waiting[0] >= self._retry_at:
+        self._waiting = waiting
+        self._lines.append((text, kernel_logs, protocol_logs))
+        if waiting >= self._look_at:
             self.flush()
 
     def leave_out(self, kernel_logs: int, reason: str) -> None:
@@ -136,7 +129,8 @@ class LineWriter:
 
     def standing(self) -> Standing:
         """What is not wholly written yet is held."""
-        return standing(self._counters, self._name, Logs(self._waiting[1], self._waiting[2]))
+        lines = [*(self._block.lines if self._block is not None else ()), *self._lines]
+        return standing(self._counters, self._name, _logs(lines))
 
     def trouble(self) -> str:
         """Why nothing can be written, or an empty string."""
@@ -148,8 +142,9 @@ class LineWriter:
             self._write(float("inf") if self._patient else 0.0)
         except OSError as error:
             self._failed(error)
-        self._retry_at = max(_BLOCK_BYTES, self._waiting[0] + _RETRY_BYTES)
-        if self._trouble and self._waiting[0]:
+        if not self._gone:
+            self._look_at = min(max(_BLOCK_BYTES, self._waiting + _RETRY_BYTES), MOST_WAITING_BYTES)
+        if self._trouble and self._waiting:
             self._say()
 
     def close(self, deadline_s: float) -> None:
@@ -193,11 +188,9 @@ class LineWriter:
             self._outlet.wait(min(left_s, _STANDSTILL_S))
 
     def _next_block(self) -> _Block:
-        lines, size = [], 0
-        while self._lines and size < _BLOCK_BYTES:
-            lines.append(self._lines.popleft())
-            size += len(lines[-1].text)
-        self._block = _Block(lines, memoryview(b"".join([line.text for line in lines])))
+        lines = self._lines[:_BLOCK_LINES]
+        del self._lines[:_BLOCK_LINES]
+        self._block = _Block(lines, memoryview(b"\n".join([*[line[0] for line in lines], b""])))
         return self._block
 
     def _advance(self, block: _Block, written: int) -> None:
@@ -207,12 +200,9 @@ class LineWriter:
             self._block = None
             self._settle(block.lines)
 
-    def _settle(self, lines: list[Line], lost: str = "") -> None:
-        kernel_logs = sum(line.kernel_logs for line in lines)
-        protocol_logs = sum(line.protocol_logs for line in lines)
-        self._waiting[0] -= sum(len(line.text) for line in lines)
-        self._waiting[1] -= kernel_logs
-        self._waiting[2] -= protocol_logs
+    def _settle(self, lines: list[_Line], lost: str = "") -> None:
+        kernel_logs, protocol_logs = _logs(lines)
+        self._waiting -= sum([len(line[0]) for line in lines]) + len(lines)
         if lost:
             self._lose(kernel_logs, protocol_logs, lost)
         else:
@@ -226,6 +216,7 @@ class LineWriter:
             self._part_block()
             if not self._target.broken():
                 self._gone = True
+                self._look_at = 0
                 self._give_up(CLOSED_PIPE)
                 self._on_gone()
             return
@@ -237,10 +228,10 @@ class LineWriter:
         if block is None:
             return
         at, done = 0, 0
-        for line in block.lines:
-            if at + len(line.text) > block.written:
+        for text, _, _ in block.lines:
+            if at + len(text) + 1 > block.written:
                 break
-            at += len(line.text)
+            at += len(text) + 1
             done += 1
         self._settle(block.lines[:done])
         begun = block.written - at
@@ -248,13 +239,12 @@ class LineWriter:
             self._target.cut(begun)
             self._settle(block.lines[done : done + 1], self._reason)
             done += 1
-        self._lines.extendleft(reversed(block.lines[done:]))
+        self._lines[:0] = block.lines[done:]
 
     def _give_up(self, reason: str) -> None:
         self._reason = reason
         self._part_block()
-        lines = list(self._lines)
-        self._lines.clear()
+        lines, self._lines = self._lines, []
         self._settle(lines, reason)
 
     # -- counting --
@@ -275,5 +265,9 @@ class LineWriter:
             self._said_at = now
             lost, self._lost_since_said = self._lost_since_said, 0
             log.warning(
-                "output_stands_still", output=self._name, trouble=self._trouble, waiting=self._waiting[0], lost=lost
+                "output_stands_still", output=self._name, trouble=self._trouble, waiting=self._waiting, lost=lost
             )
+
+
+def _logs(lines: list[_Line]) -> Logs:
+    return Logs(sum([line[1] for line in lines]), sum([line[2] for line in lines]))

@@ -248,3 +248,23 @@ def test_an_accept_goes_out_once_it_is_known_that_nothing_is_understood(data: by
     worker.shard.flush(FOREVER_NS)
     worker.hand_over()
     assert re.fullmatch(r"accept", str(subject.messages("call")[0]["call"]))
+
+
+def test_the_exchange_under_way_when_the_agent_comes_is_no_request_of_the_backends() -> None:
+    outputs = Outputs()
+    subject = Pipeline(encodings=("json", "protobuf"), more_outputs=outputs.make)
+    (worker,) = subject.workers
+    kernel = worker.kernel
+    worker.read(kernel.open(1, OpenCause.MET))
+    worker.read(kernel.call(1, Direction.EGRESS, OK))
+    worker.read(kernel.call(1, Direction.INGRESS, b"GET /next HTTP/1.1\r\nHost: a\r\n\r\n"))
+    worker.read(kernel.call(1, Direction.EGRESS, OK), kernel.close(1))
+    worker.report()
+    subject.settle()
+    seen = [item for item in map(json.loads, outputs.json) if item["kind"] == "exchange"]
+    assert [(item["path"], item["completeness"]) for item in seen] == [(None, "late_join"), ("/next", "complete")]
+    sent = [wire.EBPFAccessLogMessage.FromString(message) for message in outputs.protobuf]
+    assert [m.protocolLog.http.request.path for m in sent if m.HasField("protocolLog")] == ["/next"]
+    assert sum(len(message.kernelLogs) for message in sent) == 4
+    assert all(message.connection.protocol == wire.HTTP_1 for message in sent)
+    assert subject.balance("protocol", "skywalking").filtered == {"no_request": 1}

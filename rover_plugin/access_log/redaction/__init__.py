@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hides what was said in a recording, and keeps what analysing it needs: lengths, structure, results.
 
-HTTP/1: method, version, status and field names stay, and the values that framing depends on; every other value, path
-and query are filler of the same length; bodies are zeros. HTTP/2: frames stay; header blocks keep their length and
-their representations, all but a few values are filler; DATA is zeros. Everything else, and whatever is not
-understood, is zeros. Command lines of processes are left out.
+HTTP/1: version and status stay, methods and field names that everybody uses (`known`), and the values that framing
+depends on; every other word, value, path and query is filler of the same length; bodies are zeros. HTTP/2: frames stay;
+header blocks keep their length and their representations, all but a few values are filler; DATA is zeros. Everything
+else, and whatever is not understood, is zeros. Command lines of processes are left out.
 
 A header section may be cut over many calls, and what a connection speaks may be known only after some of them. So
 records are held back for a second before they are written; what is not understood by then is zeros for good.

@@ -7,20 +7,17 @@ decodes to as many characters as what it hides; else indices would mean other en
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, Final
 
 from rover_plugin.access_log.protocols.http2 import huffman
 from rover_plugin.access_log.protocols.http2.hpack import STATIC, read_integer
+from rover_plugin.access_log.redaction.known import NAMES, is_shown
 
 if TYPE_CHECKING:
     from rover_plugin.access_log.protocols.http2.hpack import HeaderDecoder
 
-# Fields whose values may be seen: the result of an exchange is made of them.
 PATH_MARKS: Final = b"/?"  # where segments and the query begin
-KEPT: Final = frozenset((b":method", b":status", b":scheme", b":protocol", b"content-type", b"grpc-status"))
 
-_NAME = re.compile(rb":?[!#$%&'*+\-.^_`|~0-9a-z]{1,256}")
 _CODES = huffman.code_table()
 # For each length of code the first character that has it: a for 5 bits, a blank for 6…
 _OF_LENGTH: Final = {
@@ -47,10 +44,11 @@ def redact_block(block: bytes, decoder: HeaderDecoder[Any]) -> bytes | None:
                     name = huffman.decode(block[begin:at]) if coded else block[begin:at]
                     if name is None:
                         return None
-                    if not _NAME.fullmatch(name):
+                    if name not in NAMES:
                         result[begin:at] = _filler(block[begin:at], coded=coded)
                 begin, at, coded = _string(block, at)
-                if name not in KEPT:
+                value = huffman.decode(block[begin:at]) if coded else block[begin:at]
+                if name is None or value is None or not is_shown(name, value):
                     shown = PATH_MARKS if name == b":path" else b""
                     result[begin:at] = _filler(block[begin:at], coded=coded, shown=shown)
             if at > end:

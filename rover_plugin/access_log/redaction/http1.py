@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from rover_plugin.access_log.model import Side
 from rover_plugin.access_log.protocols.http1 import _CHUNK_SIZE, _LOST, _START, MAX_HEAD, Http1Analyzer
 from rover_plugin.access_log.protocols.http1_head import parse_request, parse_response
+from rover_plugin.access_log.redaction.known import METHODS, NAMES
 from rover_plugin.access_log.redaction.pieces import Piece, fill, place, spread
 
 if TYPE_CHECKING:
@@ -23,10 +24,8 @@ if TYPE_CHECKING:
 
 _LF: Final = 10
 _REQUEST_LINE = re.compile(rb"(\S+[ \t]+)(.*?)([ \t]+HTTP/[0-9]\.[0-9][ \t]*\r?\n)", re.DOTALL)
-_METHOD = re.compile(rb"[A-Z-]{1,20}[ \t]+")
 _STATUS_LINE = re.compile(rb"(HTTP/[0-9]\.[0-9][ \t]+[0-9]{3})(.*)", re.DOTALL)
 _SCHEME = re.compile(rb"https?://")
-_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+[ \t]*")
 _WORD = re.compile(rb"[^\s,;]+")
 _NOT_DIGIT = re.compile(rb"[^0-9,\s]")
 _NOT_SLASH = re.compile(rb"[^/\s]")
@@ -146,7 +145,7 @@ def _redact_start_line(line: bytes) -> bytes:
     if request is None:
         return bytes(len(line))
     method, target, version = request.groups()
-    if not _METHOD.fullmatch(method):
+    if method.rstrip() not in METHODS:
         method = fill(method)
     return method + _redact_target(target) + version
 
@@ -171,7 +170,7 @@ def _redact_field(line: bytes, folded: bytes) -> tuple[bytes, bytes]:
     if not colon:
         return fill(line), b""
     key = name.strip().lower()
-    if not _NAME.fullmatch(name):
+    if key not in NAMES:
         name = fill(name)
     return name + colon + _redact_value(key, value), key
 

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from rover_plugin.access_log.protocols.analyzer import Ends, Handover, Part
 
 _SIZE: Final = frames.FRAME_HEADER_SIZE
-# Kinds without any text in them.
-_PLAIN: Final = frozenset((frames.PRIORITY, frames.RST_STREAM, frames.SETTINGS, frames.WINDOW_UPDATE))
+# Kinds that hold numbers which the analysis depends on.
+_PLAIN: Final = frozenset((frames.RST_STREAM, frames.SETTINGS, frames.WINDOW_UPDATE))
+_SETTING_SIZE: Final = 6
+_SETTINGS_KNOWN: Final = frozenset((1, 2, 3, 4, 5, 6, 8, 9))  # IANA's registry; any other may say anything
 _WITH_BLOCK: Final = frozenset((frames.HEADERS, frames.PUSH_PROMISE, frames.CONTINUATION))
 _GOAWAY_NUMBERS: Final = 8  # last stream id and error code; debug data may follow (RFC 9113 §6.8)
 
@@ -167,7 +169,7 @@ class _Half:
             if kind in _WITH_BLOCK:
                 self._take_fragment(kind, flags, frame, pieces)
             else:
-                spread(pieces, frame[:shown])
+                spread(pieces, _known_settings(frame) if kind == frames.SETTINGS else frame[:shown])
                 self._leave(_SIZE + length - size)
         return True
 
@@ -186,7 +188,9 @@ class _Half:
 
     def _take_fragment(self, kind: int, flags: int, frame: bytes, pieces: list[Piece]) -> None:
         start, stop = frames.content_range(kind, flags, frame, _SIZE, len(frame))
-        spread(pieces, frame[: min(start, stop)])
+        # Of what is in front of the block, a stream's priority says nothing that is needed.
+        before = _SIZE + bool(flags & frames.PADDED) if kind == frames.HEADERS else start
+        spread(pieces, frame[: min(before, stop)])
         if self._block is None:
             self._block = bytearray()
             self._block_pieces = []
@@ -197,3 +201,12 @@ class _Half:
             if redacted is not None:
                 spread(self._block_pieces, redacted)
             self._block = None
+
+
+def _known_settings(frame: bytes) -> bytes:
+    """A SETTINGS frame whose unknown parameters are zeros."""
+    shown = bytearray(frame)
+    for at in range(_SIZE, len(frame), _SETTING_SIZE):
+        if int.from_bytes(frame[at : at + 2]) not in _SETTINGS_KNOWN:
+            shown[at : at + _SETTING_SIZE] = bytes(len(frame[at : at + _SETTING_SIZE]))
+    return bytes(shown)

@@ -18,8 +18,15 @@ if TYPE_CHECKING:
 
     from tests.support.servers import Nginx
 
-ONLY_CONTAINERS = "process_discovery.local.include=container~=."
 FETCH = ("/bin/wget", "-q", "-O", "/dev/null")
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    """Watches containers only; every test asks for other paths."""
+    only_containers = "process_discovery.local.include=container~=."
+    with Agent(tmp_path_factory.mktemp("agent"), "jsonl", only_containers) as running:
+        yield running
 
 
 @pytest.fixture
@@ -31,55 +38,55 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def clients(agent: Agent, count: int) -> dict[str, str | None]:
-    """Path to the name of the client that asked for it."""
-    found = agent.wait_for_exchanges(lambda item: item["role"] == "client", count)
-    return {item["path"]: item["local"].get("service") for item in found}
+def assert_named(agent: Agent, names: dict[str, str]) -> None:
+    """Every path was asked for by a client of this name."""
+    found = agent.wait_for_exchanges(lambda item: item["role"] == "client" and item["path"] in names, len(names))
+    assert {item["path"]: item["local"].get("service") for item in found} == names
 
 
 def test_programs_that_run_10_ms_in_containers_of_containerd_are_all_named(
-    folder: Path, tmp_path: Path, nginx: Nginx
+    folder: Path, agent: Agent, nginx: Nginx
 ) -> None:
-    with Containerd(folder / "containerd") as containerd, Agent(tmp_path, "jsonl", ONLY_CONTAINERS) as agent:
+    names = {}
+    with Containerd(folder / "containerd") as containerd:
         containerd.start("web", "/bin/sleep", "600")
         for number in range(90):
-            containerd.execute("web", *FETCH, nginx.url(f"/exec/{number}"))
+            containerd.execute("web", *FETCH, nginx.url(f"/containerd/exec/{number}"))
+            names[f"/containerd/exec/{number}"] = "web"
         for number in range(10):
-            containerd.run(f"job{number}", *FETCH, nginx.url(f"/run/{number}"))
-        expected = {f"/exec/{number}": "web" for number in range(90)} | {f"/run/{n}": f"job{n}" for n in range(10)}
-        assert clients(agent, 100) == expected
+            containerd.run(f"job{number}", *FETCH, nginx.url(f"/containerd/run/{number}"))
+            names[f"/containerd/run/{number}"] = f"job{number}"
+    assert_named(agent, names)
+
+
+def fetch_in_podman(podman: Podman, nginx: Nginx, prefix: str) -> dict[str, str]:
+    names = {}
+    podman.start("web", "/bin/sleep", "600")
+    for number in range(5):
+        podman.execute("web", *FETCH, nginx.url(f"{prefix}/exec/{number}"))
+        podman.run(f"job{number}", *FETCH, nginx.url(f"{prefix}/run/{number}"))
+        names |= {f"{prefix}/exec/{number}": "web", f"{prefix}/run/{number}": f"job{number}"}
+    return names
 
 
 @pytest.mark.parametrize("driver", ["vfs", "overlay"])
-def test_programs_in_containers_of_podman_are_named(folder: Path, tmp_path: Path, nginx: Nginx, driver: str) -> None:
-    with Podman(folder / "podman", driver) as podman, Agent(tmp_path, "jsonl", ONLY_CONTAINERS) as agent:
-        podman.start("web", "/bin/sleep", "600")
-        for number in range(5):
-            podman.execute("web", *FETCH, nginx.url(f"/exec/{number}"))
-            podman.run(f"job{number}", *FETCH, nginx.url(f"/run/{number}"))
-        expected = {f"/exec/{n}": "web" for n in range(5)} | {f"/run/{n}": f"job{n}" for n in range(5)}
-        assert clients(agent, 10) == expected
+def test_programs_in_containers_of_podman_are_named(folder: Path, agent: Agent, nginx: Nginx, driver: str) -> None:
+    with Podman(folder / "podman", driver) as podman:
+        names = fetch_in_podman(podman, nginx, f"/{driver}")
+    assert_named(agent, names)
 
 
-def test_programs_in_containers_of_a_users_podman_are_named(folder: Path, tmp_path: Path, nginx: Nginx) -> None:
+def test_programs_in_containers_of_a_users_podman_are_named(folder: Path, agent: Agent, nginx: Nginx) -> None:
     """With cgroups v1 these have no cgroup of their own."""
-    for user in user_with_subordinate_ids():
-        with Podman(folder / "podman", user=user) as podman, Agent(tmp_path, "jsonl", ONLY_CONTAINERS) as agent:
-            podman.start("web", "/bin/sleep", "600")
-            for number in range(5):
-                podman.execute("web", *FETCH, nginx.url(f"/exec/{number}"))
-                podman.run(f"job{number}", *FETCH, nginx.url(f"/run/{number}"))
-            expected = {f"/exec/{n}": "web" for n in range(5)} | {f"/run/{n}": f"job{n}" for n in range(5)}
-            assert clients(agent, 10) == expected
+    with user_with_subordinate_ids() as user, Podman(folder / "podman", user=user) as podman:
+        names = fetch_in_podman(podman, nginx, "/user")
+    assert_named(agent, names)
 
 
-def test_programs_in_lxc_and_nspawn_are_named(folder: Path, tmp_path: Path, nginx: Nginx) -> None:
-    root = unpacked(folder / "root")
-    run_lxc(folder / "lxc", root, "try", "/bin/true")
-    run_nspawn(root, "try", "/bin/true")
-    with Agent(tmp_path, "jsonl", ONLY_CONTAINERS) as agent:
-        for number in range(5):
-            run_lxc(folder / "lxc", root, f"lxc{number}", *FETCH, nginx.url(f"/lxc/{number}"))
-            run_nspawn(root, f"ns{number}", *FETCH, nginx.url(f"/nspawn/{number}"))
-        expected = {f"/lxc/{n}": f"lxc{n}" for n in range(5)} | {f"/nspawn/{n}": f"ns{n}" for n in range(5)}
-        assert clients(agent, 10) == expected
+def test_programs_in_lxc_and_nspawn_are_named(folder: Path, agent: Agent, nginx: Nginx) -> None:
+    root, names = unpacked(folder / "root"), {}
+    for number in range(5):
+        run_lxc(folder / "lxc", root, f"lxc{number}", *FETCH, nginx.url(f"/lxc/{number}"))
+        run_nspawn(root, f"ns{number}", *FETCH, nginx.url(f"/nspawn/{number}"))
+        names |= {f"/lxc/{number}": f"lxc{number}", f"/nspawn/{number}": f"ns{number}"}
+    assert_named(agent, names)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -184,7 +185,8 @@ class Podman:
             "--storage-driver",
             driver,
         ]
-        self._command += ["--tmpdir", f"{folder}/tmp", "--cgroup-manager", "cgroupfs", "--events-backend", "file"]
+        self._command += ["--runtime", str(self._runtime), "--tmpdir", f"{folder}/tmp"]
+        self._command += ["--cgroup-manager", "cgroupfs", "--events-backend", "file"]
         self._runc = runc
 
     def __enter__(self) -> Self:
@@ -277,8 +279,9 @@ def _run_or_skip(command: Sequence[str]) -> None:
         pytest.skip(f"{command[0]} runs no container here: {done.stderr.strip()[-300:]}")
 
 
+@contextmanager
 def user_with_subordinate_ids() -> Iterator[str]:
-    """A user that podman can run for (subuid(5)), for as long as this is suspended."""
+    """A user that podman can run for (subuid(5)), until the end."""
     name = f"rover-{secrets.token_hex(4)}"
     made = subprocess.run([tool("useradd"), "--create-home", name], capture_output=True, text=True, check=False)
     if made.returncode:

@@ -57,6 +57,7 @@ class World:
     agent: Agent
     folder: Path
     nginx: Nginx
+    older: socket.socket  # a connection to it that is older than the agent
 
     def node(self) -> ReportingServer:
         return self._started("node", lambda: (program("node"), str(FOLDER / "server.mjs")))
@@ -87,12 +88,24 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         path.chmod(0o755)
     with Nginx(folder / "nginx", locations=_LOCATIONS) as nginx:
         (nginx.files / "300k").write_bytes(b"f" * 300_000)
+        older = socket.create_connection(("127.0.0.1", nginx.port))
+        ask(older, "/before/plain")
         # Room for bursts while other tests keep this host busy: a lost record would be labelled, and not be equal.
         room = "access_log.protocol_analyze.per_cpu_buffer=8MB"
         with Agent(folder, "jsonl", "access_log.flush.period=100ms", room) as agent:
-            world = World(agent, folder, nginx)
-            with world.stack:
+            world = World(agent, folder, nginx, older)
+            with world.stack, older:
                 yield world
+
+
+def ask(connection: socket.socket, path: str) -> Said:
+    """One request and its answer on a connection that stays."""
+    request = f"GET {path} HTTP/1.1\r\nHost: o\r\n\r\n".encode()
+    connection.sendall(request)
+    answer = http.client.HTTPResponse(connection, method="GET")
+    answer.begin()
+    body = answer.read()
+    return Said("GET", path, "o", answer.status, 0, len(body), len(request))
 
 
 def _logged(item: dict[str, Any], wanted: Said) -> Said:
@@ -161,6 +174,52 @@ def test_curl_and_nginx(world: World, name: str) -> None:
     arguments, paths = NGINX[name]
     said = curl(*arguments, urls=tuple(world.nginx.url(f"/{name}/{path}") for path in paths))
     check(world, name, said)
+
+
+def test_files_on_a_connection_that_is_older_than_the_agent(world: World) -> None:
+    said = [ask(world.older, f"/older/{name}") for name in ("file", "plain", "file", "file", "plain")]
+    assert [one.response_body for one in said] == [300_000, 6, 300_000, 300_000, 6]
+    check(world, "older", said)
+
+
+@pytest.mark.parametrize("status", [401, 413])
+def test_content_that_was_declined(world: World, status: int) -> None:
+    """The next request of the same connection comes where the content would have been."""
+
+    def serve(peer: socket.socket) -> None:
+        read_until(peer, b"\r\n\r\n")
+        peer.sendall(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % status)
+        read_until(peer, b"\r\n\r\n")
+        peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        peer.recv(1)
+
+    name = f"declined-{status}"
+    offer = f"POST /{name}/offer HTTP/1.1\r\nHost: d\r\nContent-Length: 12\r\nExpect: 100-continue\r\n\r\n".encode()
+    following = f"GET /{name}/next HTTP/1.1\r\nHost: d\r\n\r\n".encode()
+    with ScriptedServer(serve) as server, socket.create_connection(("127.0.0.1", server.port)) as client:
+        for request in (offer, following):
+            client.sendall(request)
+            read_until(client, b"\r\n\r\n")
+    said = [
+        Said("POST", f"/{name}/offer", "d", status, 0, 0, len(offer)),
+        Said("GET", f"/{name}/next", "d", 200, 0, 2, len(following)),
+    ]
+    check(world, name, said)
+
+
+def test_a_response_that_is_cut_says_by_whom(world: World) -> None:
+    def serve(peer: socket.socket) -> None:
+        read_until(peer, b"\r\n\r\n")
+        peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b"a" * 500)
+
+    with ScriptedServer(serve) as server:
+        talk(server.port, b"GET /cut/x HTTP/1.1\r\nHost: c\r\n\r\n")
+    found = world.agent.wait_for_exchanges(lambda item: item["path"] == "/cut/x", 2)
+    assert {(item["role"], item["completeness"], item["ended_by"]) for item in found} == {
+        ("client", "truncated", "remote"),
+        ("server", "truncated", "local"),
+    }
+    assert [item["response_body_bytes"] for item in found] == [500, 500]
 
 
 def test_curl_waits_for_100_continue_of_nginx(world: World) -> None:

@@ -86,7 +86,7 @@ def test_a_cut_request_that_nothing_answered() -> None:
     conversation.request(POST + b"a" * 100)
     (exchange,) = conversation.close((REMOTE, LOCAL))
     assert (exchange.status, exchange.request_body_bytes) == (None, 100)
-    assert (exchange.completeness, exchange.ended_by) == (Completeness.TRUNCATED, REMOTE)
+    assert (exchange.completeness, exchange.ended_by) == (Completeness.NO_RESPONSE, REMOTE)
 
 
 @pytest.mark.parametrize("by", [LOCAL, REMOTE, RESET])

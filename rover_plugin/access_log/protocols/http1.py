@@ -772,8 +772,8 @@ class Http1Analyzer:
             return
         if half.state == _OFFERED:  # an answer has declined its content, or there is none
             return
-        if exchange.completeness is _COMPLETE:
-            exchange.completeness = _TRUNCATED
+        if exchange.completeness is _COMPLETE and (half.side or self._pairing.answered(exchange)):
+            exchange.completeness = _TRUNCATED  # else nobody has answered it, which says more
         if exchange.ended_by is None:
             exchange.ended_by = ended_by
 

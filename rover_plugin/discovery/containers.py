@@ -10,7 +10,7 @@ import time
 import tomllib
 from collections import OrderedDict
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, TypeVar
 
 from rover_plugin.discovery.container_names import Container, ContainerFiles
@@ -29,6 +29,7 @@ _Value = TypeVar("_Value")
 
 MAX_KNOWN = 2048  # of each kind: containers of 1.5 KB at the most, paths of 4 KB at the most and 150 bytes as a rule
 _MAX_PLACES = 64  # learnt from processes, of each kind
+_MAX_ELSEWHERE = 16  # mount namespaces with a containerd of their own
 _UNKNOWN_S = 0.5  # a runtime may write the name after the container's first process runs
 _MAX_CONFIG_BYTES = 1 << 16
 
@@ -81,6 +82,8 @@ class Containers:
         self._tasks = dict.fromkeys(_TASKS)
         self._docker = dict.fromkeys((*_DOCKER, *self._configured_docker()))
         self._storages = dict.fromkeys((*_STORAGES, *self._configured_storages()))
+        # Mount namespace and directory of a containerd's namespace, to a root that shows it.
+        self._elsewhere: OrderedDict[tuple[int, str], str] = OrderedDict()
         self._monitored: OrderedDict[str, str] = OrderedDict()  # id to the name its monitor was given
         # Containers without a cgroup of their own: pid namespace to id and first process.
         self._by_pid_namespace: dict[int, tuple[str, ProcessKey]] = {}
@@ -155,7 +158,10 @@ class Containers:
             )
             for place in places
         )
-        return next((found for found in attempts if found is not None), None)
+        elsewhere = (
+            self._files.in_bundle(root, below, container_id) for (_, below), root in reversed(self._elsewhere.items())
+        )
+        return next(filter(None, chain(attempts, elsewhere)), None)
 
     def _once_in_a_while(self, key: str, look: Callable[[], Container | None]) -> Container | None:
         now = time.monotonic()
@@ -236,14 +242,34 @@ class Containers:
         return [root for root in roots if isinstance(root, str)]
 
     def _learn_from_shim(self, facts: ProcessFacts) -> None:
-        # Its working directory is a bundle, TASKS/NAMESPACE/ID (containerd, pkg/shim).
+        # Its working directory is a bundle, TASKS/NAMESPACE/ID (containerd, pkg/shim), as its mount namespace has it.
         try:
             bundle = os.readlink(f"{self._proc}/{facts.key.pid}/cwd")  # noqa: PTH115  a text is all
         except OSError:
             return
-        tasks = bundle.rsplit("/", 2)[0]
-        if bundle.count("/") > 2:  # three names at least
+        if bundle.count("/") <= 2:  # three names at least
+            return
+        tasks, namespace, container_id = bundle.rsplit("/", 2)
+        if self._files.has_task(tasks, namespace, container_id):
             self._learn(self._tasks, tasks)
+        else:
+            self._learn_elsewhere(facts.key.pid, f"{tasks}/{namespace}".lstrip("/"))
+
+    def _learn_elsewhere(self, pid: int, below: str) -> None:
+        """Containers of a containerd in a mount namespace of its own: a user's, or of a node that is a container.
+
+        They are seen through the latest of its shims, for as long as that runs.
+        """
+        root = f"{self._proc}/{pid}/root"
+        try:
+            namespace = os.stat(f"{self._proc}/{pid}/ns/mnt").st_ino  # noqa: PTH116  a number is all
+        except OSError:
+            return
+        self._elsewhere[namespace, below] = root
+        self._elsewhere.move_to_end((namespace, below))
+        self._unknown.clear()
+        if len(self._elsewhere) > _MAX_ELSEWHERE:
+            self._elsewhere.popitem(last=False)
 
     def _learn_from_conmon(self, facts: ProcessFacts) -> None:
         # conmon(8): -c id, -n name, -b bundle.

@@ -254,8 +254,7 @@ class ProcessObserver:
 
     def _note_young(self, key: ProcessKey, now: float) -> None:
         facts = self._live.get(key.pid)
-        unnamed = facts is not None and facts.container is not None and not facts.container.name
-        if self._volatile or unnamed:
+        if self._volatile or (facts is not None and _awaits_name(facts)):
             self._young.pop(key, None)  # the latest program counts, and goes to the end
             self._young[key] = now + RECHECK_AFTER_S
 
@@ -269,7 +268,7 @@ class ProcessObserver:
             cgroup_id=facts.cgroup_id,
             container_id=facts.container.id if facts.container else "",
             entities=tuple(entity for finder in self._finders for entity in finder.entities(facts)) if watched else (),
-            decided=self._decided or not watched,
+            decided=(self._decided and not _awaits_name(facts)) or not watched,
         )
 
     def _publish(self) -> None:
@@ -277,6 +276,11 @@ class ProcessObserver:
             self._table.update(self._changed.values(), self._removed)
             self._changed.clear()
             self._removed.clear()
+
+
+def _awaits_name(facts: ProcessFacts) -> bool:
+    """Whether its container has no name yet, which a rule may look at."""
+    return facts.container is not None and not facts.container.name
 
 
 def _rounded_up(at: float, step_s: float) -> float:

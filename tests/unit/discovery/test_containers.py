@@ -205,9 +205,23 @@ def test_a_monitor_names_the_container_where_files_do_not(host: Host) -> None:
     assert containers.of(in_cgroup(f"/libpod_parent/libpod-{ID}")) == Container(ID, "cart")
 
 
+def test_a_shim_shows_a_containerd_in_a_mount_namespace_of_its_own(host: Host) -> None:
+    """As of a Kubernetes node that is itself a container, or of a user."""
+    tasks = "run/containerd/io.containerd.runtime.v2.task/k8s.io"
+    host.write(f"proc/9/root/{tasks}/{ID}/config.json", bundle(annotations=CRI))
+    host.write("proc/9/ns/mnt", "")
+    (host.root / "proc/9/cwd").symlink_to(f"/{tasks}/{OTHER}")
+    containers = Containers(host.counters, "", str(host.root / "proc"))
+    path = f"/docker/{OTHER}/kubelet{POD_PATH}"
+    assert containers.of(in_cgroup(path)) == Container(ID)
+    containers.notice(in_cgroup("/", 9, exe="/usr/bin/containerd-shim-runc-v2"))
+    assert containers.of(in_cgroup(path)) == Container(ID, "app", "shop", "web-7f9-x2")
+
+
 def test_a_shim_leads_to_its_containerds_state(host: Host) -> None:
     host.write(f"srv/cd/io.containerd.runtime.v2.task/default/{ID}/config.json", bundle(annotations=CRI))
     (host.root / "proc/9").mkdir(parents=True)
+    host.write(f"srv/cd/io.containerd.runtime.v2.task/default/{OTHER}/config.json", bundle())
     (host.root / "proc/9/cwd").symlink_to(f"/srv/cd/io.containerd.runtime.v2.task/default/{OTHER}")
     containers = host.containers()
     containers.notice(in_cgroup("/", 9, exe="/usr/bin/containerd-shim-runc-v2"))

@@ -32,6 +32,7 @@ class Agent:
         outputs: value of access_log.outputs.
         settings: more `key=value` texts.
         command: what rover-host is told, before all settings.
+        stdout: descriptor that becomes its standard output; None: the file `console`.
     """
 
     def __init__(
@@ -40,7 +41,9 @@ class Agent:
         outputs: str = "jsonl",
         *settings: str,
         command: Sequence[str] = ("--modules", "access_log"),
+        stdout: int | None = None,
     ) -> None:
+        self._stdout = stdout
         self._command = command
         self.jsonl = folder / "access.jsonl"
         self.console = folder / "console.txt"
@@ -84,7 +87,8 @@ class Agent:
         for setting in self._settings:
             command += ["--set", setting]
         with self.console.open("w") as console:
-            self._process = subprocess.Popen(command, stdout=console, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+            stdout = console if self._stdout is None else self._stdout
+            self._process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=ROOT)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self.wait_for_event("access_log_started", START_S)
@@ -93,6 +97,11 @@ class Agent:
         """SIGTERM, and the exit code."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
+        return self.wait(timeout_s)
+
+    def wait(self, timeout_s: float = 40) -> int:
+        """Waits for its end; returns the exit code."""
+        assert self._process is not None
         code = self._process.wait(timeout_s)
         if self._reader is not None:
             self._reader.join(5)

@@ -132,9 +132,7 @@ class LinkWriter:
         """Hands on an encoder's fragment; False if it had to be dropped because the main process does not keep up."""
         if self.waiting_messages >= self._queue_size or len(payload) > _MAX_PAYLOAD:
             reason = "message_too_large" if len(payload) > _MAX_PAYLOAD else "queue_full"
-            lost = self.lost.setdefault((encoding, reason), [0, 0])
-            lost[0] += kernel_logs
-            lost[1] += protocol_logs
+            self.lose(encoding, reason, kernel_logs, protocol_logs)
             return False
         size = _ITEM_SIZE + len(payload)
         if self._size + size > MAX_DATAGRAM:
@@ -143,6 +141,12 @@ class LinkWriter:
         self._size += size
         self._parts += (_ITEM.pack(FRAGMENT, encoding, kernel_logs, protocol_logs, len(payload), identity), payload)
         return True
+
+    def lose(self, encoding: int, reason: str, kernel_logs: int, protocol_logs: int) -> None:
+        """Counts logs that are not handed on."""
+        lost = self.lost.setdefault((encoding, reason), [0, 0])
+        lost[0] += kernel_logs
+        lost[1] += protocol_logs
 
     def gone(self, identity: int) -> None:
         """The connection's last item."""

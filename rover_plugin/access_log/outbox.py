@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
 import struct
+import traceback
 from typing import TYPE_CHECKING, Final, Protocol
 
 from rover_plugin.access_log.encoders import make_encoder
 from rover_plugin.access_log.link import ROLES
 from rover_plugin.access_log.model import Completeness, ProtocolName
+from rover_plugin.text import printable_lines
 
 if TYPE_CHECKING:
     from rover_plugin.access_log.connection import Connection
@@ -55,6 +60,7 @@ class Outbox:
         self._policy_state: dict[int, list[int]] = {}
         self.filtered: list[dict[str, int]] = [{} for _ in options.encodings]
         self._found: list[tuple[Connection, Exchange | tuple[list[Call], ProtocolName] | None]] = []
+        self._fault_shown = False
         self._template = None
         if options.path_templates:
             from rover_plugin.access_log.protocols.path_template import template  # noqa: PLC0415 optional
@@ -97,7 +103,11 @@ class Outbox:
             surplus, exchange.calls[_CALLS_INSIDE:] = exchange.calls[_CALLS_INSIDE:], ()
             self._calls(connection, surplus, exchange.protocol)
         for index, encoder in enumerate(self._encoders):
-            fragment, protocol_logs = encoder.exchange(exchange)
+            try:
+                fragment, protocol_logs = encoder.exchange(exchange)
+            except Exception:  # noqa: BLE001 one exchange that an encoder cannot take must not end the worker
+                self._failed(index, len(exchange.calls), 1)
+                continue
             if fragment:
                 self._link.fragment(connection.id, index, len(exchange.calls), protocol_logs, fragment)
             if not protocol_logs:
@@ -108,8 +118,19 @@ class Outbox:
     def _calls(self, connection: Connection, calls: list[Call], protocol: ProtocolName) -> None:
         self._tell(connection)
         for index, encoder in enumerate(self._encoders):
-            for fragment, kernel_logs in encoder.calls(calls, protocol):
+            try:
+                fragments = encoder.calls(calls, protocol)
+            except Exception:  # noqa: BLE001 see above
+                self._failed(index, len(calls), 0)
+                continue
+            for fragment, kernel_logs in fragments:
                 self._link.fragment(connection.id, index, kernel_logs, 0, fragment)
+
+    def _failed(self, index: int, kernel_logs: int, protocol_logs: int) -> None:
+        self._link.lose(index, "encoder_failed", kernel_logs, protocol_logs)
+        if not self._fault_shown:
+            self._fault_shown = True
+            _show(traceback.format_exc())
 
     def _gone(self, connection: Connection) -> None:
         if connection.told:
@@ -137,6 +158,15 @@ class Outbox:
         if facts != connection.told:
             connection.told = facts
             self._link.connection(connection, _ROLE_NUMBERS[conversation.role], tls=conversation.tls)
+
+
+def _show(text: str) -> None:
+    """Writes to standard error if nobody has to be waited for. A confined worker has no log, and opens nothing."""
+    poll = select.poll()
+    poll.register(2, select.POLLOUT)
+    with contextlib.suppress(OSError):
+        if poll.poll(0):
+            os.write(2, printable_lines(text).encode(errors="backslashreplace")[-select.PIPE_BUF :])
 
 
 def _why_no_log(exchange: Exchange) -> str:

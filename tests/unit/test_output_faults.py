@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from rover_plugin.access_log.address_book import AddressBook
+from rover_plugin.access_log.encoders.protobuf import ProtobufEncoder
 from rover_plugin.access_log.hub import Hub
 from rover_plugin.access_log.link import LinkWriter, read_items
-from rover_plugin.access_log.model import Direction
+from rover_plugin.access_log.model import Direction, Exchange
 from rover_plugin.access_log.outputs.console import ConsoleOutput
 from rover_plugin.access_log.resolver import FOREVER_NS
 from rover_plugin.discovery.table import Added
@@ -24,6 +25,8 @@ from tests.support.synthetic import server_process
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import pytest
 
     from rover_plugin.access_log.model import ResolvedConnection
     from rover_plugin.access_log.outputs.base import Output
@@ -85,6 +88,31 @@ def test_a_connection_that_cannot_be_taken_costs_its_logs_of_that_output() -> No
     assert subject.balance("kernel", "prefixless").imbalance == 0
     assert len(subject.messages("exchange")) == 1
     assert [line["output"] for line in logs if line["event"] == "output_failed"] == ["prefixless"]
+
+
+def test_an_exchange_that_an_encoder_cannot_take_costs_itself_alone_and_is_shown_once(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = Pipeline(encodings=("json", "protobuf"))
+    (worker,) = subject.workers
+    encode = ProtobufEncoder.exchange
+
+    def fail(encoder: ProtobufEncoder, exchange: Exchange) -> tuple[bytes, int]:
+        if exchange.path == "/poison":
+            raise UnicodeError("\x1b[2J")
+        return encode(encoder, exchange)
+
+    monkeypatch.setattr(ProtobufEncoder, "exchange", fail)
+    feed(subject, [REQUEST, POISON, REQUEST, POISON])
+    subject.settle()
+    worker.report()
+    balance = subject.balance("protocol", "keep_protobuf")
+    assert (balance.exported, balance.lost) == (2, {("queue", "encoder_failed"): 2})
+    assert subject.balance("protocol", "keep_json").exported == 4
+    assert subject.ledger.imbalance() == 0
+    shown = capfd.readouterr().err
+    assert shown.count("Traceback") == 1
+    assert "\x1b" not in shown
 
 
 JUNK = st.one_of(

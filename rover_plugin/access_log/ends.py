@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from rover_plugin.access_log.model import Beginnings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from rover_plugin.access_log.link import ConnectionFacts
     from rover_plugin.discovery.model import Process
@@ -34,12 +34,15 @@ class End:
     """One end of a connection.
 
     Attributes:
+        keys, mirrored: what it is filed under, and what its other end is.
         process: whose it is, once the feed has named it; kept when the process is gone.
         translated: the other end's address and port behind the kernel's address translation, where that is known.
         live: its connection has not ended.
     """
 
     facts: ConnectionFacts
+    keys: tuple[_Key, ...]
+    mirrored: tuple[_Key, ...]
     process: Process | None = None
     translated: tuple[bytes, int] | None = None
     live: bool = True
@@ -78,8 +81,8 @@ class Ends:
             self._forget(end)
             end = None
         if end is None:
-            end = self._ends[facts.id] = End(facts)
-            for key in _keys(facts):
+            end = self._ends[facts.id] = End(facts, *_keys(facts))
+            for key in end.keys:
                 self._file(key, end)
         elif end.facts.pid != facts.pid:
             end.process = None
@@ -111,7 +114,7 @@ class Ends:
         if self._ends.get(end.facts.id) is not end:
             return
         del self._ends[end.facts.id]
-        for key in _keys(end.facts):
+        for key in end.keys:
             there = self._index[key]
             if isinstance(there, dict) and len(there) > 1:
                 del there[end.facts.id]
@@ -120,9 +123,12 @@ class Ends:
 
     def other(self, facts: ConnectionFacts) -> End | None:
         """The other end of a connection, if it is known beyond doubt."""
-        for key in _mirrored(facts):
+        end = self._ends.get(facts.id)
+        for key in end.mirrored if end is not None else _keys(facts)[1]:
             found = self._index.get(key)
             if found is not None:
+                if found.__class__ is End and found is not end:
+                    return found
                 return _agreed(facts, (found,) if isinstance(found, End) else found.values())
         return None
 
@@ -131,23 +137,21 @@ def _streams(written: int, read: int) -> int:
     return (written & _MASK) << 32 | (read & _MASK)
 
 
-def _keys(facts: ConnectionFacts) -> Iterator[_Key]:
-    if facts.beginnings is Beginnings.UNKNOWN:
-        yield facts.netns, facts.local, facts.local_port, facts.remote, facts.remote_port
-    elif facts.beginnings is not Beginnings.NEVER:
-        yield _streams(facts.first_written, facts.first_read)
-        if facts.beginnings is Beginnings.LOOSE:
-            yield _streams(facts.first_written + 1, facts.first_read)
-
-
-def _mirrored(facts: ConnectionFacts) -> Iterator[_Key]:
-    """What the other end is filed under."""
-    if facts.beginnings is Beginnings.UNKNOWN:
-        yield facts.netns, facts.remote, facts.remote_port, facts.local, facts.local_port
-    elif facts.beginnings is not Beginnings.NEVER:
-        yield _streams(facts.first_read, facts.first_written)
-        if facts.beginnings is Beginnings.LOOSE:
-            yield _streams(facts.first_read, facts.first_written + 1)
+def _keys(facts: ConnectionFacts) -> tuple[tuple[_Key, ...], tuple[_Key, ...]]:
+    """What an end is filed under, and what its other end is."""
+    beginnings, written, read = facts.beginnings, facts.first_written, facts.first_read
+    if beginnings is Beginnings.EXACT:
+        return (_streams(written, read),), (_streams(read, written),)
+    if beginnings is Beginnings.LOOSE:
+        later = written + 1
+        return (
+            (_streams(written, read), _streams(later, read)),
+            (_streams(read, written), _streams(read, later)),
+        )
+    if beginnings is Beginnings.NEVER:
+        return (), ()
+    local, remote = (facts.local, facts.local_port), (facts.remote, facts.remote_port)
+    return ((facts.netns, *local, *remote),), ((facts.netns, *remote, *local),)
 
 
 def _agreed(facts: ConnectionFacts, ends: Iterable[End]) -> End | None:

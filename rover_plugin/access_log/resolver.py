@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -52,6 +53,14 @@ _FAULT_CHARACTERS: Final = 500
 _LAG_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 _IDLE: Final = -1
+
+
+class _Lacks(Enum):
+    """What a connection cannot be decided for want of."""
+
+    NOTHING = 0
+    PEER = 1  # its other end, which may not be on this host
+    FEED = 2  # the name of a process at one of its ends
 
 
 @dataclass(slots=True)
@@ -219,7 +228,7 @@ class Resolver:
 
     def _name(self, known: _Known, now_ns: int) -> None:
         """Decides a connection, or names it anew; what waits goes out if everything is known."""
-        if self._decide(known, now_ns):
+        if self._decide(known, now_ns) is _Lacks.NOTHING:
             return
         if known.prefixes is not None:
             known.prefixes = self._prefixes(known)
@@ -232,35 +241,33 @@ class Resolver:
         if peer is not None and peer is not known and not peer.excluded:
             self._name(peer, now_ns)
 
-    def _decide(self, known: _Known, now_ns: int, *, final: bool = False) -> bool:
-        """Decides a connection if everything is known, or if this is `final`; False if it must wait."""
+    def _decide(self, known: _Known, now_ns: int, *, final: bool = False) -> _Lacks:
+        """Decides a connection if nothing is lacking, or if this is `final`, and gives out what waits."""
         facts = known.facts
         if not self._book.knows(facts.pid):
             if not final:
-                return False
+                return _Lacks.FEED
             known.excluded = "unknown_process"
-            self._release(known, now_ns)
-            return True
-        excluded = self._book.exclusion_of(facts.pid)
-        if excluded:
+        elif excluded := self._book.exclusion_of(facts.pid):
             if not final and facts.pid in self._young:
-                return False
+                return _Lacks.FEED
             known.excluded, known.prefixes, known.without_peer = excluded, None, None
-            self._release(known, now_ns)
-            return True
-        if not final and not self._peer_is_settled(facts):
-            return False
-        known.prefixes = self._prefixes(known)
+        else:
+            lacking = _Lacks.NOTHING if final else self._lacks(facts)
+            if lacking is not _Lacks.NOTHING:
+                return lacking
+            known.prefixes = self._prefixes(known)
         self._release(known, now_ns)
-        return True
+        return _Lacks.NOTHING
 
-    def _peer_is_settled(self, facts: ConnectionFacts) -> bool:
+    def _lacks(self, facts: ConnectionFacts) -> _Lacks:
         """Whether the other end is known, and who it is will not change in a moment."""
         other = self._book.other_end(facts)
         if other is None:
-            return False
-        pid = other.facts.pid
-        return self._book.owner_of(other) is not None and pid not in self._young
+            return _Lacks.PEER
+        if self._book.owner_of(other) is None or other.facts.pid in self._young:
+            return _Lacks.FEED
+        return _Lacks.NOTHING
 
     def _prefixes(self, known: _Known) -> list[bytes | None]:
         resolved = self._book.resolve(known.facts)
@@ -345,7 +352,8 @@ class Resolver:
         """Looks again at every process that may yet be ours, and at every connection that could not be named."""
         self._let_grow_up(now_ns)
         for known in list(self._for_feed.values()):
-            if not self._decide(known, now_ns) and not self._feed_is_awaited(known, now_ns):
+            lacking = self._decide(known, now_ns)
+            if lacking is _Lacks.PEER or (lacking is _Lacks.FEED and now_ns >= known.since_ns + _PROCESS_WAIT_NS):
                 del self._for_feed[known.facts.id]
                 self._for_peer.append((known.since_ns, known))
         self._settle_peers(now_ns)
@@ -377,35 +385,33 @@ class Resolver:
             since_ns, known = self._for_peer.popleft()
             if known.since_ns != since_ns or known.prefixes is not None or known.excluded:
                 continue  # decided, or waiting anew
-            if self._decide(known, now_ns):
-                continue
-            if self._feed_is_awaited(known, now_ns):
+            lacking = self._decide(known, now_ns)
+            if lacking is _Lacks.FEED and now_ns < since_ns + _PROCESS_WAIT_NS:
                 self._for_feed[known.facts.id] = known
-            elif known.heard and self._book.knows(known.facts.pid) and self._questions.ask(known.facts, now_ns):
-                continue  # the answer decides it
-            elif known.heard or not self._book.knows(known.facts.pid):
-                self._decide(known, now_ns, final=True)
-            else:
-                known.without_peer = self._prefixes(known)
-                self._release(known, now_ns)
+            elif lacking is not _Lacks.NOTHING:
+                self._go_without(known, now_ns)
 
-    def _feed_is_awaited(self, known: _Known, now_ns: int) -> bool:
-        """Whether the feed may yet say who one of the ends is."""
-        if now_ns >= known.since_ns + _PROCESS_WAIT_NS:
-            return False
-        facts = known.facts
-        if not self._book.knows(facts.pid) or facts.pid in self._young:
-            return True
-        return self._book.other_end(facts) is not None and not self._peer_is_settled(facts)
+    def _go_without(self, known: _Known, now_ns: int) -> None:
+        """The other end has not shown itself in time."""
+        pid = known.facts.pid
+        if not self._book.knows(pid) or self._book.exclusion_of(pid):
+            self._decide(known, now_ns, final=True)
+        elif not known.heard:
+            known.without_peer = self._prefixes(known)
+            self._release(known, now_ns)
+        elif not self._questions.ask(known.facts, now_ns):
+            self._decide(known, now_ns, final=True)
 
     def _release(self, known: _Known, now_ns: int) -> None:
         known.since_ns = _IDLE
-        self._for_feed.pop(known.facts.id, None)
-        waiting, known.waiting = known.waiting, []
-        self._waiting_fragments -= len(waiting)
-        self._waiting_bytes -= sum(len(fragment.payload) for fragment in waiting)
-        for fragment in waiting:
-            self._give_out(known, fragment)
+        if self._for_feed:
+            self._for_feed.pop(known.facts.id, None)
+        if known.waiting:
+            waiting, known.waiting = known.waiting, []
+            self._waiting_fragments -= len(waiting)
+            for fragment in waiting:
+                self._waiting_bytes -= len(fragment.payload)
+                self._give_out(known, fragment)
         if known.gone:
             self._drop(known, now_ns)
 

@@ -135,6 +135,14 @@ class AddressBook:
         """Whether the remote end is an address of this host, so that its process may be watched too."""
         return is_loopback(facts.remote) or facts.remote == facts.local or facts.remote in self._local_addresses()
 
+    def knowledge_of_peer(self, facts: ConnectionFacts) -> str:
+        """What is known of the other end, for the metric rover_peers."""
+        other = self._ends.other(facts)
+        if other is None:
+            return "unnamed" if self.peer_is_ours(facts) else "elsewhere"
+        owner = self._owner(other)
+        return "named" if owner is not None and owner.entities else "not_chosen"
+
     def peer_is_known(self, facts: ConnectionFacts) -> bool:
         """Whether the remote end is an end we know, of a process the feed has named."""
         other = self._ends.other(facts)

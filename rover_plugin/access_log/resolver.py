@@ -256,6 +256,8 @@ class Resolver:
             lacking = _Lacks.NOTHING if final else self._lacks(facts)
             if lacking is not _Lacks.NOTHING:
                 return lacking
+            if known.prefixes is None:
+                self._counters.add("peers", result=self._book.knowledge_of_peer(facts))
             known.prefixes = self._prefixes(known)
         self._release(known, now_ns)
         return _Lacks.NOTHING

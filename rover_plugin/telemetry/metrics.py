@@ -123,6 +123,12 @@ METRICS: Final = (
     _gauge("rover_address_book_entries", "Processes and connection ends that can be named.", "kind"),
     _counter("rover_address_book_evicted", "Ends of closed connections forgotten early, for want of room."),
     _counter("rover_connections_named_early", "Connections that did not wait for a name: too many did."),
+    _counter(
+        "rover_peers",
+        "Connections by their other end, once they are named: `named`, `not_chosen` (seen, but chosen by no rule),"
+        " `unnamed` (an address of this host, and nobody known), `elsewhere`.",
+        "result",
+    ),
     _gauge("rover_spool_bytes", "Bytes of logs that wait for the backend."),
     _gauge("rover_spool_max_bytes", "Room for such bytes (access_log.spool.max_bytes)."),
     _gauge("rover_backend_state", "1 for the state the link to the backend is in.", "state"),

@@ -116,6 +116,25 @@ def test_the_same_addresses_with_other_streams_are_another_connection() -> None:
     assert names.resolve(again).remote.pid is None
 
 
+@pytest.mark.parametrize(
+    ("remote", "server", "known"),
+    [
+        (HOST, "server.b", "named"),
+        (HOST, "", "not_chosen"),
+        (HOST, None, "unnamed"),
+        (LOOPBACK, None, "unnamed"),
+        (ELSEWHERE, None, "elsewhere"),
+    ],
+)
+def test_what_is_known_of_other_ends_is_told_apart(remote: bytes, server: str | None, known: str) -> None:
+    names = book(process(1, "client.a"))
+    if server is not None:
+        names.add_process(process(2, server))
+        names.learn(facts(2, (remote, 80), (HOST, 4000), identity=2, role="server", began=(9, 7)))
+    client = facts(1, (HOST if remote != LOOPBACK else LOOPBACK, 4000), (remote, 80), began=(7, 9))
+    assert names.knowledge_of_peer(client) == known
+
+
 def test_a_connect_that_failed_has_no_other_end() -> None:
     names = book(process(1, "client.a"), process(2, "server.b"))
     failed = facts(1, (HOST, 4000), (HOST, 80), began=(0, 0), beginnings=Beginnings.NEVER)

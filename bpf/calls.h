@@ -239,10 +239,10 @@ static __always_inline u32 way_of_bytes(struct connection *connection, struct io
 		return TAIL_HEAD;
 	/* Of a small call most end what they begin. Those that do not end with a head, or with a chunk that is not the last. */
 	OPAQUE(at);
-	if (at < 5 || at > CAPTURE_LIMIT)
+	if (at < 7 || at > CAPTURE_LIMIT)
 		return TAIL_NONE;
 	last = *(u16 *)(scratch->bytes + at - 2);
-	if (last != WORD('\r', '\n', 0, 0) || *(u32 *)(scratch->bytes + at - 5) == WORD('0', '\r', '\n', '\r'))
+	if (last != WORD('\r', '\n', 0, 0) || *(u32 *)(scratch->bytes + at - 7) == WORD('\r', '\n', '0', '\r'))
 		return TAIL_NONE;
 	return TAIL_HEAD;
 }

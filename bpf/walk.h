@@ -461,6 +461,7 @@ int tail_chunks(struct bpf_raw_tracepoint_args *ctx)
 	struct scratch *scratch = this_scratch();
 	struct call_chunks *chunks;
 	struct walker *walker;
+	struct span span = {};
 	u32 flags = 0;
 	u64 at;
 
@@ -479,9 +480,16 @@ int tail_chunks(struct bpf_raw_tracepoint_args *ctx)
 		tail_programs.call(ctx, TAIL_CHUNKS);
 out:
 	append_line(scratch);
+	if (walker->rest && !walker->failed && !walker->whole) {
+		/* More lines than there are steps: user space goes on. */
+		span.base = walker->base;
+		span.segments = walker->segments;
+		walker->captured = copy_span(scratch, &span, scratch->record.size - walker->rest, walker->limit,
+					     walker->captured);
+	}
 	at = walker->captured;
 	OPAQUE(at);
-	if (walker->passed && at <= CAPTURE_LIMIT) {
+	if (walker->passed && !walker->whole && at <= CAPTURE_LIMIT) {
 		chunks = (struct call_chunks *)(scratch->bytes + at);
 		chunks->front = walker->front;
 		chunks->unseen = walker->passed;

@@ -85,8 +85,8 @@ def _message(draw: DrawFn, start: bytes, content: bytes, *, bare: bool = False) 
 
 
 @st.composite
-def http1(draw: DrawFn, *, most: int = 4) -> Talk:
-    """HTTP/1.1 keep-alive: each request is answered before the next, or all are pipelined."""
+def http1(draw: DrawFn, *, most: int = 4, plain: bool = False) -> Talk:
+    """HTTP/1.1 keep-alive: each request is answered before the next, or, unless `plain`, all are pipelined."""
     talk = Talk()
     asked: list[bytes] = []
     answered: list[bytes] = []
@@ -107,11 +107,11 @@ def http1(draw: DrawFn, *, most: int = 4) -> Talk:
             received = b""
         else:
             answer = _message(draw, line, received)
-        if draw(st.integers(0, 9)) == 0:
+        if not plain and draw(st.integers(0, 9)) == 0:
             answer = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + answer
         answered.append(answer)
         talk.said.append(Said(method, path, status, len(sent), len(received)))
-    if draw(st.integers(0, 3)) == 0:
+    if not plain and draw(st.integers(0, 3)) == 0:
         talk.turns = [(Side.REQUEST, b"".join(asked)), (Side.RESPONSE, b"".join(answered))]
     else:
         for request, answer in zip(asked, answered, strict=True):

@@ -171,7 +171,7 @@ class WalkModel:
                 return self._frames(way, data, position)
         if not captured.startswith(_WITH_CONTENT):
             return plain
-        if small and (not captured.endswith(b"\r\n") or captured[-5:-1] == b"0\r\n\r"):
+        if small and (not captured.endswith(b"\r\n") or captured[-7:-3] == b"\r\n0\r"):
             return plain
         return self._head(way, data, position, skip, captured, limit)
 

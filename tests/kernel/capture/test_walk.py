@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from rover_plugin.access_log.model import Side
@@ -24,6 +24,16 @@ pytestmark = [pytest.mark.root, needs_capture]
 LIMIT = 1 << 16
 # Writes `data` in calls of these sizes by these means, and reads at the other end with other sizes until all is there.
 _MOVE = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+def sendmmsg(out, parts):
+    # struct mmsghdr: name, its length, vector, segments, control, its length, flags; then the length sent
+    vectors = [ctypes.create_string_buffer(part, len(part)) for part in parts]
+    segments = [ctypes.create_string_buffer(struct.pack("QQ", ctypes.addressof(v), len(v))) for v in vectors]
+    headers = b"".join(struct.pack("QIxxxxQQQQixxxxIxxxx", 0, 0, ctypes.addressof(s), 1, 0, 0, 0, 0) for s in segments)
+    table = ctypes.create_string_buffer(headers, len(headers))
+    done = libc.sendmmsg(out.fileno(), table, len(parts), 0)
+    return sum(struct.unpack_from("I", table.raw, 64 * i + 56)[0] for i in range(done))
 def move(out, into, data, sizes, means, reads):
     moved = read = turn = 0
     while read < len(data):
@@ -31,13 +41,16 @@ def move(out, into, data, sizes, means, reads):
             how = means[turn % len(means)]
             part = memoryview(data)[moved : moved + min(sizes[turn % len(sizes)], 250000)]
             if how == "sendfile":
-                memory.seek(0)
+                place = memory.seek(0, os.SEEK_END)  # what was sent before may still be sent from there
                 memory.write(part)
                 memory.flush()
-                moved += os.sendfile(out.fileno(), memory.fileno(), 0, len(part))
+                moved += os.sendfile(out.fileno(), memory.fileno(), place, len(part))
             elif how == "writev":
-                pieces = [part[at : at + 1 + len(part) // 7] for at in range(0, len(part), 1 + len(part) // 7)]
+                pieces = [part[at : at + 4 + len(part) // 7] for at in range(0, len(part), 4 + len(part) // 7)]
                 moved += os.writev(out.fileno(), pieces)
+            elif how == "sendmmsg":
+                step = 1 + len(part) // 5
+                moved += sendmmsg(out, [bytes(part[at : at + step]) for at in range(0, len(part), step)])
             elif how == "sendmsg":
                 pieces = [part[at : at + 5] for at in range(0, min(len(part), 200), 5)] + [part[200:]]
                 moved += out.sendmsg(pieces)
@@ -50,7 +63,7 @@ def move(out, into, data, sizes, means, reads):
             read += len(into.recv(reads[turn % len(reads)]))
         else:
             room = reads[turn % len(reads)]
-            read += into.recvmsg_into([bytearray(3), bytearray(room // 3), bytearray(room)])[0]
+            read += into.recvmsg_into([bytearray(5), bytearray(room // 3), bytearray(room)])[0]
         turn += 1
 """
 
@@ -103,14 +116,21 @@ def compare(wide: Recorder, ports: tuple[int, int], streams: list[bytes]) -> Non
         assert len(moved) == record.size
         unreadable = record.call.name == "SENDFILE"
         expected = model.call(record.direction, moved, record.position, record.opposite, unreadable=unreadable)
-        got = (record.flags, record.offset, record.data)
-        assert got == (expected.flags, expected.offset, expected.captured), (record.direction, at, record.size)
+        got = (record.flags, record.offset, len(record.data), record.data)
+        wanted = (expected.flags, expected.offset, len(expected.captured), expected.captured)
+        assert got == wanted, (record.direction, at, record.size)
     assert sum(call.size for call in seen.calls) == sum(map(len, streams))
 
 
-MEANS = st.lists(st.sampled_from(("send", "send", "writev", "sendmsg")), min_size=1, max_size=4)
+MEANS = st.lists(st.sampled_from(("send", "send", "writev", "sendmsg", "sendmmsg")), min_size=1, max_size=4)
 READS = st.lists(st.one_of(st.integers(1, 1100), st.integers(1000, 300_000)), min_size=1, max_size=4)
-BOUNDED = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+# Each example takes a connection of its own: making a failing one smaller would take minutes.
+BOUNDED = settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+)
 
 
 @BOUNDED
@@ -127,3 +147,30 @@ def test_http2_is_walked_as_the_model_does(
     wide: Recorder, actor: Actor, talk: talks.Talk, sizes: list[int], means: list[str], reads: list[int]
 ) -> None:
     move(wide, actor, talk, sizes, means, reads)
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("means", ["send", "writev", "sendmsg", "sendmmsg"])
+@pytest.mark.parametrize(
+    ("chunk", "size"), [(3, 700), (3, 5000), (300, 700), (300, 5000), (300, 40_000), (9000, 700), (9000, 40_000)]
+)
+def test_chunks_in_calls_of_every_size(wide: Recorder, actor: Actor, chunk: int, size: int, means: str) -> None:
+    content = talks.body(min(80_000, chunk * 1500))
+    chunks = b"".join(
+        b"%x\r\n%s\r\n" % (len(part), part)
+        for part in (content[at : at + chunk] for at in range(0, len(content), chunk))
+    )
+    talk = talks.Talk([(Side.REQUEST, b"GET / HTTP/1.1\r\n\r\n"), (Side.RESPONSE, CHUNKED + chunks + b"0\r\n\r\n")])
+    move(wide, actor, talk, [size], [means], [size + 1])
+
+
+@pytest.mark.parametrize("means", ["writev", "sendmmsg"])
+def test_bytes_nobody_can_read_move_the_walk_on(wide: Recorder, actor: Actor, means: str) -> None:
+    """Content by sendfile between chunk-size lines, as servers do it; then framing itself by sendfile."""
+    chunk = b"2000\r\n" + bytes(0x2000) + b"\r\n"
+    answer = CHUNKED + chunk * 4 + b"0\r\n\r\n"
+    sizes = [len(CHUNKED) + 6, 0x2000, 8, 0x2000, 8, 0x2000, 8, 0x2000, 7, 1]
+    talk = talks.Talk([(Side.REQUEST, b"GET / HTTP/1.1\r\n\r\n"), (Side.RESPONSE, answer), (Side.RESPONSE, answer)])
+    move(wide, actor, talk, sizes, [means, "sendfile"], [70_000, 33])

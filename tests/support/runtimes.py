@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import psutil
 import pytest
 
 from tests.support.servers import tool
@@ -286,7 +287,13 @@ def user_with_subordinate_ids() -> Iterator[str]:
     made = subprocess.run([tool("useradd"), "--create-home", name], capture_output=True, text=True, check=False)
     if made.returncode:
         pytest.skip(f"no user can be made here: {made.stderr.strip()}")
+    uid = pwd.getpwnam(name).pw_uid
     try:
         yield name
     finally:
-        subprocess.run([tool("userdel"), "--remove", name], capture_output=True, check=False)
+        # podman leaves a process that holds the user's name spaces; userdel wants none.
+        theirs = [process for process in psutil.process_iter(["uids"]) if process.info["uids"].real == uid]
+        for process in theirs:
+            process.kill()
+        psutil.wait_procs(theirs, 10)
+        subprocess.run([tool("userdel"), "--remove", name], capture_output=True, check=True)

@@ -16,6 +16,7 @@ from random import Random
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -298,3 +299,55 @@ def check_line(side: Side, connection: ResolvedConnection, *, is_exchange: bool)
         assert (remote.host, remote.port) == (format_address(other.local[0]), other.local[1])
         assert (remote.seen is None) == (side.remote == other.local)
         assert not (is_exchange and remote.entity is None), "the feed had named it in time"
+
+
+def pair() -> tuple[Side, Side]:
+    """The ends of one connection, which go to different workers."""
+    there, here = (ADDRESSES[0], 4000), (ADDRESSES[1], 80)
+    client = Side(1, 1, 1, there, here, "client", Beginnings.EXACT, 7, 9, seen=True)
+    server = Side(2, 2, 2, here, there, "server", Beginnings.EXACT, 9, 7, seen=True)
+    client.other, server.other = server, client
+    return client, server
+
+
+@pytest.mark.parametrize("unnamed", [False, True])
+def test_a_name_that_comes_late_is_given_to_the_later_exchanges(*, unnamed: bool) -> None:
+    client, server = pair()
+    scene = Scene(Host(), NoTimePasses())
+    host = scene.host
+    while host.unnamed and not unnamed:
+        host.name_one()
+    if unnamed:
+        host.unnamed.remove(server.pid)
+        while host.unnamed:
+            host.name_one()
+    scene.open(client)
+    scene.open(server)
+    scene.exchange(client)
+    host.hand_over(1, 1 << 30)
+    if unnamed:  # its worker is in time, but the feed is not
+        host.hand_over(2, 1 << 30)
+        host.hand_over(0, 1)
+    assert [line for line in host.said.items if line[0]] == [], "it waits"
+    host.now_ns += 3_100_000_000
+    host.resolver.settle(host.now_ns)
+    host.resolver.settle(host.now_ns)
+    assert [names.remote.entity for is_exchange, _, names in host.said.items if is_exchange] == [None]
+    if unnamed:
+        host.unnamed.append(server.pid)
+        host.name_one()
+    else:
+        host.hand_over(2, 1 << 30)
+    scene.exchange(client)
+    host.hand_over(1, 1 << 30)
+    latest = host.said.items[-1]
+    assert (latest[0], latest[1]) == (True, client.identity)
+    check_line(client, latest[2], is_exchange=True)
+
+
+class NoTimePasses(Random):
+    """Chance that never lets a worker hand over of its own accord."""
+
+    def randint(self, a: int, b: int) -> int:
+        del b
+        return a

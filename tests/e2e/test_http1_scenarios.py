@@ -212,8 +212,10 @@ def test_a_response_that_is_cut_says_by_whom(world: World) -> None:
         read_until(peer, b"\r\n\r\n")
         peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b"a" * 500)
 
-    with ScriptedServer(serve) as server:
-        talk(server.port, b"GET /cut/x HTTP/1.1\r\nHost: c\r\n\r\n")
+    with ScriptedServer(serve) as server, socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(b"GET /cut/x HTTP/1.1\r\nHost: c\r\n\r\n")
+        while client.recv(65_536):
+            pass
     found = world.agent.wait_for_exchanges(lambda item: item["path"] == "/cut/x", 2)
     assert {(item["role"], item["completeness"], item["ended_by"]) for item in found} == {
         ("client", "truncated", "remote"),

@@ -2,9 +2,10 @@
 """Real HTTP/2 servers and clients as processes of their own, which say what they served and got.
 
 A server prints `{"port": …}`, then for each request what it received and answered; it ends when its standard input
-does. It answers by path: `/status/N` with that status and no body, `/bytes/N` with so many bytes, `/trailers` with ten
-bytes and trailers, `/hints` with a 103 before 200, `/push` (Node) with a pushed `/pushed`, `/reset` with RST_STREAM,
-anything else with 404. A client takes a list of requests on its standard input and prints what it got for each.
+does. It answers by path: `/status/N` with that status and no body, `/bytes/N` with so many bytes, `/pieces/N` (Go) with
+so many in pieces of 100 000, `/trailers` with ten bytes and trailers, `/hints` with a 103 before 200, `/push` (Node)
+with a pushed `/pushed`, `/reset` with RST_STREAM, anything else with 404. A client takes a list of requests on its
+standard input and prints what it got for each.
 """
 
 from __future__ import annotations
@@ -48,6 +49,21 @@ def go_command(folder: Path) -> list[str]:
 def grpc_command() -> list[str]:
     """grpcio's peer."""
     return [sys.executable, str(FOLDER / "grpc_peer.py")]
+
+
+def java_command(folder: Path) -> list[str]:
+    """Undertow's peer (a server only), its libraries fetched into `folder`, or skips the test."""
+    java, maven = shutil.which("java"), shutil.which("mvn")
+    if java is None or maven is None:
+        pytest.skip("java or mvn is not installed")
+    copy = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies"
+    pom = str(FOLDER / "java" / "pom.xml")
+    # What was fetched before is there without a network.
+    for offline in (["-o"], []):
+        command = [maven, "-q", "-B", *offline, "-f", pom, copy, f"-DoutputDirectory={folder}/java"]
+        if subprocess.run(command, stdout=subprocess.DEVNULL, check=False, timeout=240).returncode == 0:
+            return [java, "-Xmx256m", "-cp", f"{folder}/java/*", str(FOLDER / "java" / "Peer.java")]
+    pytest.skip("Undertow cannot be fetched from Maven Central")
 
 
 class Server:

@@ -2,7 +2,8 @@
 """grpcio's server and client: `grpc_peer.py server` | `grpc_peer.py client PORT CONCURRENT < requests.json`.
 
 A request is {"kind": "unary" | "client" | "server" | "bidi", "method": …, "messages": n, "deadline": seconds | null};
-methods: Echo answers, Fail aborts with NOT_FOUND, Slow waits for its cancellation, FailLate sends one message first.
+methods: Echo answers, Fail aborts with NOT_FOUND, Slow waits for its cancellation, FailLate sends one message first,
+Mirror (unary) answers with what it got. A unary request may say its "size".
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ class _Handler(grpc.GenericRpcHandler):
         if service != SERVICE or name.endswith("Missing"):
             return None
 
-        def one(_: bytes, context: grpc.ServicerContext) -> bytes:
+        def one(request: bytes, context: grpc.ServicerContext) -> bytes:
             _behave(name, context)
-            return MESSAGE
+            return request if name.endswith("Mirror") else MESSAGE
 
         def collect(messages: Any, context: grpc.ServicerContext) -> bytes:
             count = sum(1 for _ in messages)
@@ -83,7 +84,8 @@ def _ask(channel: grpc.Channel, request: dict[str, Any]) -> dict[str, Any]:
     result = {"path": path, "messages": 0, "code": 0, "details": ""}
     try:
         if request["kind"] == "unary":
-            answers = [channel.unary_unary(path)(MESSAGE, timeout=request["deadline"])]
+            message = b"m" * request.get("size", len(MESSAGE))
+            answers = [channel.unary_unary(path)(message, timeout=request["deadline"])]
         elif request["kind"] == "client":
             answers = [channel.stream_unary(path)(iter(messages), timeout=request["deadline"])]
         elif request["kind"] == "server":

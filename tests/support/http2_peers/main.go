@@ -55,6 +55,18 @@ func serve(w http.ResponseWriter, r *http.Request) {
 	case "bytes":
 		status, size = 200, number
 		w.Header().Add("Set-Cookie", "a="+r.URL.RawQuery)
+	case "pieces":
+		for rest := bytes.Repeat([]byte("p"), number); len(rest) > 0; w.(http.Flusher).Flush() {
+			piece := rest
+			if len(piece) > 100_000 {
+				piece = piece[:100_000]
+			}
+			w.Write(piece)
+			rest = rest[len(piece):]
+		}
+		status := 200
+		report(served{r.Method, r.URL.Path, r.Host, received, &status, number})
+		return
 	case "trailers":
 		status, size = 200, 10
 		w.Header().Set("Trailer", "X-Checksum")

@@ -9,7 +9,8 @@ function report(line) {
 }
 
 function serve() {
-  const server = http2.createServer();
+  // Ten answers of 2 MB at once are more than the 10 MB that a session may hold by default.
+  const server = http2.createServer({ maxSessionMemory: 100 });
   server.on('stream', (stream, headers) => {
     let received = 0;
     const [path, query] = headers[':path'].split('?');

@@ -145,8 +145,12 @@ def test_one_large_unary_call_of_grpcio_among_small_ones(stage: Stage, size: int
         ), role  # fmt: skip
 
 
-@pytest.mark.parametrize("server", ["go", "node", "java", "nginx", "nginx with sendfile"])
-@pytest.mark.parametrize("client", ["go", "node"])
+SERVERS = ("go", "node", "java", "nginx", "nginx with sendfile")
+PAIRS = [(client, server) for client in ("go", "node") for server in SERVERS]
+PAIRS.remove(("go", "node"))  # Node reads 3600 WINDOW_UPDATE frames in one call: more than is copied
+
+
+@pytest.mark.parametrize(("client", "server"), PAIRS)
 def test_parallel_streams_of_two_megabytes(stage: Stage, client: str, server: str) -> None:
     port, path = stage.server(server), f"/bytes/{SIZE}"
     command, since_ns = stage.command(client), time.monotonic_ns()

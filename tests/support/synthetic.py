@@ -93,10 +93,10 @@ class Kernel:
         positions = self.positions[connection]
         positions[direction] = (positions[direction] + size) & 0xFFFFFFFF
 
-    def close(self, connection: int, tgid: int = TGID) -> bytes:
+    def close(self, connection: int, tgid: int = TGID, flags: int = 0) -> bytes:
         read, written = self.positions[connection]
-        head = self._header(RecordKind.CLOSE, CallClass.CLOSE, 0, connection, tgid)
-        return CLOSE.pack(*head, written, read, 0, 100, 0, 0)
+        kind, call, direction, _, *head = self._header(RecordKind.CLOSE, CallClass.CLOSE, 0, connection, tgid)
+        return CLOSE.pack(kind, call, direction, flags, *head, written, read, 0, 100, 0, 0)
 
     def _header(self, kind: RecordKind, call: CallClass, direction: int, connection: int, tgid: int) -> tuple[int, ...]:
         self.sequence += 1

@@ -66,7 +66,7 @@ class HostGroup(click.Group):
 EPILOG = """
 \b
 Exit codes:
-  0      stopped by a signal, or the command succeeded
+  0      stopped by a signal, or because nobody reads the only output any more; or the command succeeded
   1      a module failed; `check` found something that prevents access logs; `why`: the process is not logged; or a
          recording is not whole, damaged, or none
   2      wrong command line or settings, unknown module or connection, or no module active

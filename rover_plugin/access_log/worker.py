@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The worker process: reads one shard's ring, analyses it, hands fragments to the main process.
 
-Run as `python -m rover_plugin.access_log.worker SOCKET OPTIONS` with an inherited file descriptor and the options as
+Run as `rover_plugin.access_log.worker SOCKET OPTIONS` (`children`) with an inherited file descriptor and the options as
 JSON. The descriptors of its rings and of the policies come over the socket; it answers once it reads. From then on the
 socket brings which processes the feed chooses (`provisional`). It ends when the main process closes its end, or dies,
 after everything in the rings has been read and handed on.

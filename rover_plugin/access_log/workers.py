@@ -7,12 +7,12 @@ import contextlib
 import json
 import socket
 import subprocess
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
 from rover_plugin.access_log.worker_options import READY
 from rover_plugin.errors import CaptureError
+from rover_plugin.host.children import python_command
 from rover_plugin.host.stop_signals import spawn
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ class WorkerProcess:
             for buffer in (socket.SO_RCVBUF, _SO_RCVBUFFORCE):
                 with contextlib.suppress(OSError):
                     self.channel.setsockopt(socket.SOL_SOCKET, buffer, _RECEIVE_BUFFER)
-            command = [sys.executable, "-m", "rover_plugin.access_log.worker"]
-            arguments = [str(theirs.fileno()), json.dumps(asdict(options))]
+            arguments = (str(theirs.fileno()), json.dumps(asdict(options)))
+            command = python_command("rover_plugin.access_log.worker", *arguments)
             try:
-                self._process = spawn([*command, *arguments], pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
+                self._process = spawn(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
             except OSError as error:
                 raise CaptureError(f"cannot start a worker process: {error.strerror}") from error
 

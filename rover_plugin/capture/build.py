@@ -2,7 +2,7 @@
 """The helper process that compiles and loads BPF with bcc, hands over the descriptors and exits.
 
 A process of its own because clang leaves 150 MB behind (measured), which no agent should carry for its life.
-Run as `python -m rover_plugin.capture.build`; the request comes as JSON on standard input, the answer goes as JSON
+Run as `rover_plugin.capture.build` (`children`); the request comes as JSON on standard input, the answer goes as JSON
 with the descriptors attached (SCM_RIGHTS) over the socket whose number is the only argument.
 """
 

@@ -8,19 +8,21 @@ layouts are then exactly the running kernel's, on every distribution.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import platform
 import re
 import shutil
+import stat
 import subprocess
 import tempfile
 from pathlib import Path
 
 from rover_plugin.capture.btf import BTF_PATH, Kind, type_ids
 from rover_plugin.errors import CaptureError
+from rover_plugin.host.children import environment, is_private, program
 
-CACHE_ROOTS = (Path("/var/cache/rover"), Path(tempfile.gettempdir()) / f"rover-cache-{os.getuid()}")
 _INSTALL = "apt install bpftool, or dnf install bpftool"
 
 # bcc's helper header asks for these; everything in them is in the BTF dump or in KCONFIG below.
@@ -148,26 +150,72 @@ def kernel_tree() -> Path:
     tool = bpftool_path()
     identity = f"{release}-{platform.version()}-{BTF_PATH.stat().st_size}-{bpftool_version(tool)}-{_KCONFIG}"
     name = f"btf-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-    for root in CACHE_ROOTS:
+    for root in cache_roots():
         tree = root / name
-        if os.access(tree / "complete", os.R_OK):
+        if _is_whole(tree):
             return tree
-        try:
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Written aside and renamed: two agents starting at once must not see half a tree.
-            building = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=root))
-        except OSError:
+        # Written aside and renamed: two agents starting at once must not see half a tree.
+        building = _private_folder(root, name)
+        if building is None:
             continue
         _write_tree(building, release, tool)
         try:
             building.rename(tree)
-        except OSError:
-            shutil.rmtree(building, ignore_errors=True)
+        except OSError:  # somebody was quicker, or what is there is not to be trusted
+            atexit.register(shutil.rmtree, building, ignore_errors=True)
+            return building
         return tree
-    raise CaptureError(
-        "no directory to keep the generated kernel headers in",
-        hint=f"make one of {', '.join(map(str, CACHE_ROOTS))} writable",
+    return _for_once(release, tool)
+
+
+def cache_roots() -> list[Path]:
+    """Where generated headers may be kept, best first: never where others can write.
+
+    `$CACHE_DIRECTORY` and `$RUNTIME_DIRECTORY` are systemd's (systemd.exec(5)), `$XDG_CACHE_HOME` the desktop's.
+    """
+    variables = os.environ
+    named = [variables.get("CACHE_DIRECTORY", "").partition(":")[0], "/var/cache/rover"]
+    home = variables.get("XDG_CACHE_HOME") or (f"{variables['HOME']}/.cache" if variables.get("HOME") else "")
+    named += [f"{home}/rover" if home else "", variables.get("RUNTIME_DIRECTORY", "").partition(":")[0], "/run/rover"]
+    return [Path(path) for path in dict.fromkeys(named) if path.startswith("/")]
+
+
+def _is_whole(tree: Path) -> bool:
+    """Whether a tree was finished by root or by us, and holds nothing else than it should."""
+    if not (tree / "complete").exists() or tree.is_symlink() or not (is_private(tree) and is_private(tree.parent)):
+        return False
+    try:
+        found = [path.lstat() for path in tree.rglob("*")]
+    except OSError:
+        return False
+    return all(
+        one.st_uid in {0, os.geteuid()}
+        and not one.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        and (stat.S_ISDIR(one.st_mode) or (stat.S_ISREG(one.st_mode) and one.st_nlink == 1))
+        for one in found
     )
+
+
+def _private_folder(root: Path, name: str) -> Path | None:
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f"{name}.", dir=root)) if is_private(root) else None
+    except OSError:
+        return None
+
+
+def _for_once(release: str, tool: str) -> Path:
+    """Nothing can be kept: a tree that goes with this process."""
+    try:
+        tree = Path(tempfile.mkdtemp(prefix="rover-headers."))
+    except OSError as error:
+        raise CaptureError(
+            "no directory to write the generated kernel headers to",
+            hint=f"make one of {', '.join(map(str, cache_roots()))} writable",
+        ) from error
+    atexit.register(shutil.rmtree, tree, ignore_errors=True)
+    _write_tree(tree, release, tool)
+    return tree
 
 
 def kernel_functions(tree: Path) -> set[int]:
@@ -177,6 +225,14 @@ def kernel_functions(tree: Path) -> set[int]:
 
 
 def _write_tree(tree: Path, release: str, tool: str) -> None:
+    mask = os.umask(0o077)
+    try:
+        _write_files(tree, release, tool)
+    finally:
+        os.umask(mask)
+
+
+def _write_files(tree: Path, release: str, tool: str) -> None:
     include = tree / "include"
     (include / "linux").mkdir(parents=True)
     for header in _EMPTY_HEADERS:
@@ -202,12 +258,12 @@ def _write_tree(tree: Path, release: str, tool: str) -> None:
 
 
 def bpftool_path() -> str:
-    """Path of bpftool, which may lie where only root's PATH leads.
+    """Path of bpftool, which may lie where only root's PATH leads, and which nobody but root may have put there.
 
     Raises:
         CaptureError: it is not installed.
     """
-    tool = shutil.which("bpftool", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/local/sbin")
+    tool = program("bpftool")
     if tool is None:
         raise CaptureError("bpftool is not installed", hint=_INSTALL)
     return tool
@@ -220,7 +276,15 @@ def bpftool_version(tool: str) -> str:
         CaptureError: it does not run.
     """
     try:
-        done = subprocess.run([tool, "version"], capture_output=True, text=True, errors="replace", check=False)
+        done = subprocess.run(
+            [tool, "version"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            cwd="/",
+            env=environment(),
+        )
     except OSError as error:
         raise CaptureError(f"{tool} does not run: {error.strerror}", hint=_INSTALL) from error
     if done.returncode != 0:
@@ -230,7 +294,7 @@ def bpftool_version(tool: str) -> str:
 
 def _dump_btf(tool: str) -> str:
     command = [tool, "btf", "dump", "file", str(BTF_PATH), "format", "c"]
-    done = subprocess.run(command, capture_output=True, check=False)
+    done = subprocess.run(command, capture_output=True, check=False, cwd="/", env=environment())
     if done.returncode != 0 or not done.stdout:
         detail = done.stderr.decode(errors="replace").strip()
         raise CaptureError(f"bpftool could not read {BTF_PATH} ({detail})", hint="run as root with bpftool 5.10 or up")

@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import socket
-import sys
 import tempfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from rover_plugin.capture.privileges import require_bpf, require_initial_pid_nam
 from rover_plugin.capture.source import read_source
 from rover_plugin.data import data_path
 from rover_plugin.errors import CaptureError
+from rover_plugin.host.children import python_command
 from rover_plugin.host.stop_signals import spawn
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _build(request: dict[str, object], cancellation: Cancellation) -> LoadedProg
         task.write(json.dumps(request).encode())
         task.seek(0)
         process = spawn(
-            [sys.executable, "-m", "rover_plugin.capture.build", str(theirs.fileno())],
+            python_command("rover_plugin.capture.build", str(theirs.fileno())),
             stdin=task,
             stdout=output,
             stderr=output,

@@ -8,6 +8,8 @@ import subprocess
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from rover_plugin.host.children import environment
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -36,6 +38,8 @@ def _held() -> Iterator[None]:
 def spawn(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
     """Starts a process of ours that no stop signal ends, from its first instruction on, nor what it starts itself.
 
+    It begins in / and with `children.environment`, unless `options` of Popen say otherwise.
+
     Terminals, make, systemd and supervisord send theirs to every process there is; the host decides when ours end.
 
     Raises:
@@ -43,4 +47,4 @@ def spawn(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
     """
     # Blocked signals stay blocked in a new program; ignored ones would have to be ignored in this process, too.
     with _held():
-        return subprocess.Popen(command, **options)
+        return subprocess.Popen(command, **{"cwd": "/", "env": environment(), **options})

@@ -41,7 +41,7 @@ _ELF_32_BIT: Final = b"\x7fELF\x01"  # elf(5), EI_CLASS
 TLS_PORTS: Final = frozenset(
     (443, 465, 563, 636, 853, 989, 990, 992, 993, 994, 995, 5061, 5671, 6443, 8443, 9443, 10250)
 )
-_ROVER: Final = re.compile(r"(^|[/ ])rover-host( |$)|-m rover_plugin\.")  # or its workers
+_ROVER: Final = re.compile(r"(^|[/ ])rover-host( |$)| rover_plugin\.[a-z_.]+$")  # or its workers
 _SETTINGS_HINT: Final = "give the running host's --config files to this command, too, to see which setting it was"
 
 
@@ -190,7 +190,7 @@ def _is_rover(case: _Case) -> Answer | None:
         facts = read_process(pid)
         if facts is None:
             return None
-        if pid == case.host_pid or case.pid == os.getpid() or _ROVER.search(" ".join(facts.cmdline[:3])):
+        if pid == case.host_pid or case.pid == os.getpid() or _ROVER.search(" ".join(facts.cmdline[:5])):
             part = "rover-host itself" if pid == case.pid else f"a part of rover-host, process {pid}"
             return case.no("rover_itself", f"process {case.pid} is {part}: it is not logged, or logs would make logs")
         pid = facts.parent

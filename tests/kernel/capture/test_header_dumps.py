@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,7 +55,8 @@ def test_this_machine_loads_the_quick_form(loaded: Capture) -> None:
 
 @pytest.mark.parametrize("functions", [_OLD, _GUARDED, _UNGUARDED], ids=["none", "guarded", "unguarded"])
 def test_declared_kernel_functions_do_no_harm(tmp_path: Path, functions: str) -> None:
-    real = headers.bpftool_path()
+    installed = headers.bpftool_path()
+    real = shutil.copy(installed, tmp_path / "real")
     (tmp_path / "functions.h").write_text(functions)
     tool = tmp_path / "bpftool"
     # What this machine's bpftool declares itself is left out.
@@ -62,8 +64,9 @@ def test_declared_kernel_functions_do_no_harm(tmp_path: Path, functions: str) ->
         f"#!/bin/sh\n{real} \"$@\" | sed '/^extern .*__ksym;$/d'\n[ $1 = version ] || cat {tmp_path}/functions.h\n"
     )
     tool.chmod(0o755)
-    # The headers made of it are nobody else's.
-    apart = ("unshare", "--mount", "sh", "-ec", 'mount -t tmpfs none /var/cache; exec "$@"', "sh")
+    # The headers made of it are nobody else's, and the tool stands where it alone is found.
+    mounts = f'mount -t tmpfs -o mode=755 none /var/cache; mount --bind {tool} {Path(installed).resolve()}; exec "$@"'
+    apart = ("unshare", "--mount", "sh", "-ec", mounts, "sh")
     done = subprocess.run(
         [*apart, sys.executable, "-c", _LOAD],
         env={"PATH": f"{tmp_path}:/usr/sbin:/usr/bin:/sbin:/bin"},

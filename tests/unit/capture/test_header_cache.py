@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,7 @@ from rover_plugin.capture.headers import kernel_tree
 from rover_plugin.errors import CaptureError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 pytestmark = pytest.mark.skipif(not BTF_PATH.exists(), reason="this kernel has no BTF")
@@ -27,7 +29,7 @@ esac
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(headers, "CACHE_ROOTS", (tmp_path / "cache",))
+    monkeypatch.setattr(headers, "cache_roots", lambda: [tmp_path / "cache"])
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     return tmp_path / "cache"
 
@@ -67,3 +69,53 @@ def test_a_bpftool_that_does_not_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "bpftool").chmod(0o755)
     with pytest.raises(CaptureError, match="bpftool does not run: no such kernel"):
         kernel_tree()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes files of another user: needs root")
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda tree: os.chown(tree, 65534, 65534),
+        lambda tree: os.chown(tree.parent, 65534, 65534),
+        lambda tree: tree.chmod(0o777),
+        lambda tree: tree.parent.chmod(0o1777),
+        lambda tree: os.chown(tree / "include/linux/kconfig.h", 65534, 65534),
+        lambda tree: (tree / "include/linux/kconfig.h").chmod(0o666),
+        lambda tree: (tree.rename(f"{tree}-moved"), tree.symlink_to(f"{tree}-moved")),
+        lambda tree: (tree / "include/linux/extra.h").symlink_to("/etc/shadow"),
+        lambda tree: (tree.parent / "twice").hardlink_to(tree / "include/linux/kconfig.h"),
+        lambda tree: (tree / "complete").unlink(),
+    ],
+)
+def test_headers_that_others_may_have_touched_are_not_used(
+    tmp_path: Path, cache: Path, spoil: Callable[[Path], object]
+) -> None:
+    install(tmp_path, "v7.1.0")
+    first = kernel_tree()
+    assert first.parent == cache
+    (first / "include/linux/kconfig.h").write_text("planted")
+    spoil(first)
+    second = kernel_tree()
+    assert "planted" not in (second / "include/linux/kconfig.h").read_text()
+    assert second != first
+
+
+def test_where_nothing_can_be_kept_headers_are_made_for_once(tmp_path: Path, cache: Path) -> None:
+    install(tmp_path, "v7.1.0")
+    cache.write_text("in the way")
+    tree = kernel_tree()
+    assert (tree / "complete").exists()
+    assert tree.stat().st_mode & 0o777 == 0o700
+    assert kernel_tree() != tree
+
+
+def test_no_cache_is_in_a_folder_that_is_everybodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("CACHE_DIRECTORY", "/var/cache/one:/var/cache/two")
+    monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/one")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    roots = [str(root) for root in headers.cache_roots()]
+    assert roots == ["/var/cache/one", "/var/cache/rover", "/run/one", "/run/rover"]
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert "/home/me/.cache/rover" in [str(root) for root in headers.cache_roots()]

@@ -191,7 +191,7 @@ def test_bpftool_must_run(
 
 
 def test_a_missing_bpftool_fails_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(headers.shutil, "which", lambda *_, **__: None)
+    monkeypatch.setattr(headers, "program", lambda _: None)
     assert list(check.bpftool(CONSOLE)) == [
         Finding("bpftool", Status.FAIL, "bpftool is not installed", "apt install bpftool, or dnf install bpftool")
     ]

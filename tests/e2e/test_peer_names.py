@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.agent import Agent
+from tests.support.agent import ROVER_HOST, Agent
 from tests.support.network import Network, missing_tools, said
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.skipif(bool(missing_tools()), reason=missing_tools() or "-")
 
@@ -193,7 +195,24 @@ def test_a_server_killed_and_started_again_at_the_same_address(agent: Agent) -> 
     check(agent, truth)
 
 
-def test_connections_older_than_the_agent(tmp_path: Any, routed: Network) -> None:
+def test_a_recording_of_translated_connections_gives_the_same_bytes(tmp_path: Path, routed: Network) -> None:
+    recording, live = tmp_path / "a.rec", tmp_path / "access.jsonl"
+    command = ("record", str(recording), "--output", "jsonl", "--path", str(live))
+    with Agent(tmp_path, "jsonl", ONLY_TALKERS, command=command) as agent:
+        with routed.serving("c", "172.30.0.2", 8083, name="elsewhere.py"):
+            truth = routed.call("x", "192.168.77.1", 8080, 5, 2)
+        with routed.serving("c", "172.30.0.2", 8083):
+            truth |= routed.call("c", "192.168.77.1", 8080, 5, 2)
+        found = lines(agent, truth, 30)
+        assert all("dialled" in item["remote"] for item in found if item["role"] == "client")
+        assert agent.stop() == 0
+    replayed = subprocess.run(
+        [ROVER_HOST, "replay", str(recording), "--output", "jsonl"], capture_output=True, check=True
+    )
+    assert replayed.stdout == live.read_bytes()
+
+
+def test_connections_older_than_the_agent(tmp_path: Path, routed: Network) -> None:
     with routed.serving("c", "172.30.0.2", 8083):
         clients = [routed.start(name, "call", "192.168.77.1", 8080, 20, 2) for name in ("x", "c")]
         with Agent(tmp_path, "jsonl", ONLY_TALKERS, ROOM) as late:

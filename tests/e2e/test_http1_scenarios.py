@@ -182,8 +182,11 @@ def test_files_on_a_connection_that_is_older_than_the_agent(world: World) -> Non
     check(world, "older", said)
 
 
-@pytest.mark.parametrize("status", [401, 413])
-def test_content_that_was_declined(world: World, status: int) -> None:
+@pytest.mark.parametrize(
+    ("status", "framing"),
+    [(401, "Content-Length: 12"), (417, "Content-Length: 1000000"), (413, "Transfer-Encoding: chunked")],
+)
+def test_content_that_was_declined(world: World, status: int, framing: str) -> None:
     """The next request of the same connection comes where the content would have been."""
 
     def serve(peer: socket.socket) -> None:
@@ -194,7 +197,7 @@ def test_content_that_was_declined(world: World, status: int) -> None:
         peer.recv(1)
 
     name = f"declined-{status}"
-    offer = f"POST /{name}/offer HTTP/1.1\r\nHost: d\r\nContent-Length: 12\r\nExpect: 100-continue\r\n\r\n".encode()
+    offer = f"POST /{name}/offer HTTP/1.1\r\nHost: d\r\n{framing}\r\nExpect: 100-continue\r\n\r\n".encode()
     following = f"GET /{name}/next HTTP/1.1\r\nHost: d\r\n\r\n".encode()
     with ScriptedServer(serve) as server, socket.create_connection(("127.0.0.1", server.port)) as client:
         for request, end in ((offer, b"\r\n\r\n"), (following, b"ok")):
@@ -546,28 +549,51 @@ def test_two_responses_in_one_call(world: World) -> None:
     check(world, "together", said)
 
 
-def test_curl_upgrades_to_http2(world: World) -> None:
-    def serve(peer: socket.socket) -> None:
-        head = read_until(peer, b"\r\n\r\n")
-        settings = next(line.split()[1] for line in head.split(b"\r\n") if line.startswith(b"HTTP2-Settings"))
-        connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
-        connection.initiate_upgrade_connection(settings)
-        peer.sendall(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
-        connection.send_headers(1, [(":status", "200"), ("server", "h2")])
+def upgrade_to_http2(peer: socket.socket) -> None:
+    """A server's side of an upgrade (RFC 7540 §3.2)."""
+    head = read_until(peer, b"\r\n\r\n")
+    settings = next(line.split()[1] for line in head.split(b"\r\n") if line.startswith(b"HTTP2-Settings"))
+    connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+    connection.initiate_upgrade_connection(settings)
+    peer.sendall(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
+    bodiless = head.startswith(b"HEAD ")
+    connection.send_headers(1, [(":status", "200"), ("server", "h2")], end_stream=bodiless)
+    if not bodiless:
         connection.send_data(1, b"hello\n", end_stream=True)
-        peer.sendall(connection.data_to_send())
-        with suppress(ConnectionError):  # curl has what it wants and goes
-            while data := peer.recv(65_536):
-                connection.receive_data(data)
-                peer.sendall(connection.data_to_send())
+    peer.sendall(connection.data_to_send())
+    with suppress(ConnectionError):  # the client has what it wants and goes
+        while data := peer.recv(65_536):
+            connection.receive_data(data)
+            peer.sendall(connection.data_to_send())
 
-    with ScriptedServer(serve) as server:
+
+def test_curl_upgrades_to_http2(world: World) -> None:
+    with ScriptedServer(upgrade_to_http2) as server:
         (said,) = curl("--http2", urls=(f"http://127.0.0.1:{server.port}/h2c/x",))
     assert (said.status, said.response_body) == (200, 6)
     found = world.agent.wait_for_exchanges(lambda item: item["path"] == "/h2c/x", 2)
     for item in found:
         assert (item["method"], item["status"], item["response_body_bytes"]) == ("GET", 200, 6)
         assert (item["protocol"], item["completeness"]) == ("http/2", "complete")
+
+
+@pytest.mark.parametrize("client", ["curl", "java"])
+def test_a_head_request_upgrades_to_http2(world: World, client: str) -> None:
+    path = f"/h2c-head-{client}/x"
+    with ScriptedServer(upgrade_to_http2) as server:
+        url = f"http://127.0.0.1:{server.port}{path}"
+        if client == "curl":
+            assert curl("--http2", "--head", urls=(url,))[0].status == 200
+        else:
+            command = [program("java"), str(FOLDER / "Head.java"), url]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+            assert done.stdout.split() == ["HTTP_2", "200"]
+    found = world.agent.wait_for_exchanges(lambda item: item["path"] == path, 2)
+    assert {(item["role"], item["method"], item["status"], item["completeness"]) for item in found} == {
+        (role, "HEAD", 200, "complete") for role in ("client", "server")
+    }
+    of_these = {item["connection"] for item in found}
+    assert len(world.agent.wait_for_exchanges(lambda item: item["connection"] in of_these, 2)) == 2
 
 
 # -- not HTTP --

@@ -120,6 +120,8 @@ class ConsoleOutput:
         ]
         if "service" in item["remote"]:
             cells.append(("", _name(item["remote"])))
+        if "dialled" in item["remote"]:
+            cells.append(("dim", f"dialled {_address(item['remote']['dialled'])}"))
         if "stream" in item:
             cells.append(("dim", f"h2#{item['stream']}"))
         if failed:

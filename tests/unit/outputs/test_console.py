@@ -53,6 +53,16 @@ def test_a_line_has_everything_a_person_wants() -> None:
     assert line.endswith("127.0.0.1:80 ← 127.0.0.1:51342 buyer[901]")
 
 
+@pytest.mark.parametrize(
+    ("role", "end"),
+    [(Role.CLIENT, "buyer[901] dialled 10.96.0.50:80"), (Role.SERVER, "buyer[901]"), (Role.UNKNOWN, "10.96.0.50:80")],
+)
+def test_the_address_that_a_client_dialled_stands_behind_whom_it_reached(role: Role, end: str) -> None:
+    translated = replace(SERVED, role=role, remote=replace(SERVED.remote, seen=("10.96.0.50", 80)))
+    (_, line), _ = shown(exchange(), connection=translated)
+    assert line.endswith(end)
+
+
 def test_columns_stand_below_their_names() -> None:
     (header, line), _ = shown(exchange())
     for name, value in (("ROLE", "server"), ("METHOD", "GET"), ("PATH", "/index.html")):

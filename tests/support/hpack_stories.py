@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rover_plugin.access_log.protocols.http2.hpack import READERS
+from rover_plugin.access_log.protocols.http2.hpack import READERS, Kept
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -55,11 +55,11 @@ def stories(encoder: str) -> dict[str, list[Case]]:
     return result
 
 
-def as_kept(name: bytes, value: bytes) -> str:
+def as_kept(name: bytes, value: bytes) -> Kept:
     """What a decoder keeps of a field's value."""
     return READERS[name](value) if name in READERS else ""
 
 
-def as_read(fields: Iterable[tuple[bytes, bytes]]) -> dict[bytes, str]:
+def as_read(fields: Iterable[tuple[bytes, bytes]]) -> dict[bytes, Kept]:
     """The fields of a block that a decoder gives."""
     return {name: as_kept(name, value) for name, value in fields if name in READERS}

@@ -57,7 +57,6 @@ _REQUEST_LINE_BEGINNING = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}(?:\Z|[
 _FIELD_BEGINNING = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?:[ \t]*:|\Z)|\r?(?:\n|\Z)")
 _STATUS_LINE_PREFIX = b"HTTP/1."
 _RARE_FIELD = re.compile(rb"\n(transfer-encoding|%b)[ \t]*:" % b"|".join(trace_context.HEADER_NAMES)).search
-_MAX_LENGTH_DIGITS = 18
 _COLON = 58
 
 
@@ -236,7 +235,7 @@ def _length(lowered: bytes, position: int, start: int, absent: int) -> int:
     end = lowered.find(b"\n", value_start)
     if lowered[value_start] == _COLON and lowered[end + 1] not in b" \t":
         value = lowered[value_start + 1 : end].strip()
-        if value.isdigit() and len(value) <= _MAX_LENGTH_DIGITS and lowered.find(b"\ncontent-length", end) < 0:
+        if value.isdigit() and len(value) <= texts.MAX_DIGITS and lowered.find(b"\ncontent-length", end) < 0:
             return int(value)
     return _unusual_content(lowered, start, absent, INVALID)
 
@@ -264,7 +263,7 @@ def _unusual_content(lowered: bytes, start: int, absent: int, foreign: int) -> i
     if not values:
         return absent
     value = values.pop()
-    if values or not value.isdigit() or len(value) > _MAX_LENGTH_DIGITS:
+    if values or not value.isdigit() or len(value) > texts.MAX_DIGITS:
         return INVALID
     return int(value)
 

@@ -13,6 +13,7 @@ from typing import Final
 MAX_PATH: Final = 4096
 MAX_HOST: Final = 300  # a name of 253 characters (RFC 1035 §2.3.4), a port, and some
 MAX_MESSAGE: Final = 1024
+MAX_DIGITS: Final = 18  # of a number, such as a Content-Length (RFC 9110 §8.6)
 
 _METHODS: Final = {
     method.encode(): method
@@ -41,10 +42,3 @@ def method(value: bytes) -> str | None:
     if known is not None:
         return known
     return value.decode() if _TOKEN.fullmatch(value) else None
-
-
-def length(value: str | None) -> int:
-    """The value of a Content-Length field (RFC 9110 §8.6), -1 if there is none that says anything."""
-    if value is None or not value.isascii() or not value.isdigit() or len(value) > 18:
-        return -1
-    return int(value)

@@ -676,7 +676,7 @@ class Http2Analyzer:
 
     def _begin_head(self, direction: Half, stream: Stream, fields: Fields) -> None:
         """A block after some loss: if it is a head, what was lost before it does not matter to its side any more."""
-        if b":method" in fields or b":status" in fields:
+        if fields.get(b":method") or fields.get(b":status"):
             self._proven = True
             if direction.is_request and not stream.seen & REQUEST_HEAD:
                 stream.request_losses = direction.losses

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from rover_plugin.access_log.protocols import texts
 from rover_plugin.access_log.protocols.http2 import huffman
@@ -49,25 +49,31 @@ def _as_method(value: bytes) -> str:
     return texts.method(value) or ""
 
 
-def _as_number(value: bytes) -> str:
-    return value[:20].decode("latin-1")
+_STATUS: Final = {str(code).encode(): code for code in range(100, 600)}
 
 
-def _as_trace(value: bytes) -> str:
-    return value.decode("latin-1") if len(value) <= LONGEST_TRACE_HEADER else ""
+def _as_number(value: bytes) -> int:
+    return int(value) if value.isdigit() and len(value) <= texts.MAX_DIGITS else -1
 
+
+def _as_it_is(value: bytes) -> bytes:
+    return value if len(value) <= LONGEST_TRACE_HEADER else b""
+
+
+Kept = str | bytes | int | None
+"""A text; of trace headers the bytes that came; a number, -1 where the value is none; None for no status there is."""
 
 # How the values of fields that the log needs are read; every other field only takes its room in the table.
-READERS: Final = {
+READERS: Final[dict[bytes, Callable[[bytes], Kept]]] = {
     b":method": _as_method,
     b":path": texts.path,
     b":authority": _as_host,
-    b":status": _as_number,
+    b":status": _STATUS.get,
     b"host": _as_host,
     b"content-length": _as_number,
     b"grpc-status": _as_number,
     b"grpc-message": _as_message,
-    **dict.fromkeys(HEADER_NAMES, _as_trace),
+    **dict.fromkeys(HEADER_NAMES, _as_it_is),
 }
 WANTED: Final = {name: name for name in READERS}
 
@@ -81,7 +87,7 @@ _SW8_SHAPE = re.compile(rb"[01](?:-[A-Za-z0-9+/]+={0,2}){2}-\d+(?:-[A-Za-z0-9+/]
 # (key, name, text, size): key is what the text goes by in a block's fields, None for a field nobody wants, whose text
 # is not kept; name is None where it is unknown, and counts as empty in the size (§4.1). The text is decoded once, for
 # all blocks that refer to it.
-Entry = tuple[bytes | None, bytes | None, str, int]
+Entry = tuple[bytes | None, bytes | None, Kept, int]
 
 # RFC 7541 appendix A, entries 1 to 61: "name value" or "name".
 _STATIC_TABLE = b"""
@@ -97,13 +103,13 @@ strict-transport-security; transfer-encoding; user-agent; vary; via; www-authent
 STATIC: Final[tuple[Entry, ...]] = (
     (None, None, "", 0),
     *(
-        (WANTED.get(name), name, value.decode(), 0)
+        (WANTED.get(name), name, READERS[name](value) if name in READERS else "", 0)
         for name, _, value in (f.strip().partition(b" ") for f in _STATIC_TABLE.split(b";"))
     ),
 )
 
 
-Fields = dict[bytes, str]
+Fields = dict[bytes, Any]
 Head = TypeVar("Head")
 
 
@@ -296,9 +302,9 @@ class HeaderDecoder(Generic[Head]):
                     if name is None:
                         key = _key_by_shape(value)
                         self._unnamed = True
-                    text = ""
+                    text: Kept = ""
                     if key is not None:
-                        fields[key] = text = READERS.get(key, _as_trace)(value)
+                        fields[key] = text = READERS[key](value) if name is not None else _as_it_is(value)
                     if insert:
                         size = len(value) + ENTRY_OVERHEAD
                         if name is not None:

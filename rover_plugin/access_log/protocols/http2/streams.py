@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 from rover_plugin.access_log.model import TraceContext
-from rover_plugin.access_log.protocols import texts
 from rover_plugin.access_log.protocols.http2.hpack import SW8_BY_SHAPE, TRACEPARENT_BY_SHAPE
 from rover_plugin.access_log.protocols.trace_context import extract
 
@@ -23,11 +22,6 @@ RESPONSE_END: Final = 8
 BOTH_ENDS: Final = REQUEST_END | RESPONSE_END
 DONE: Final = 16  # the exchange is out
 SHORT: Final = 32  # a side ended with less content than it had announced
-
-_STATUS = {str(code): code for code in range(100, 600)}
-
-# Without any other field, a block names no trace.
-_UNTRACED = frozenset({b":method", b":path", b":authority", b"host", b"content-length"})
 
 RequestHead = tuple[str | None, str | None, str | None, TraceContext | None, int]
 """Method, path without query and fragment, host, trace context, announced size of the content (-1 if none is)."""
@@ -61,37 +55,24 @@ class Stream:
         self.request_losses = self.response_losses = 0
 
 
-def _trace(fields: Fields) -> TraceContext | None:
-    def header(name: bytes) -> bytes | None:
-        value = fields.get(name)
-        return None if value is None else value.encode("latin-1")
-
-    return extract(header)
-
-
 def read_request(fields: Fields) -> RequestHead:
     """What a request's header block says. A host in `:authority` goes before `host` (RFC 9113 §8.3.1)."""
-    return (
-        fields.get(b":method") or None,
-        fields.get(b":path"),
-        fields.get(b":authority") or fields.get(b"host"),
-        _trace(fields) if not fields.keys() <= _UNTRACED else None,
-        texts.length(fields.get(b"content-length")),
-    )
+    method = fields.get(b":method") or None
+    path = fields.get(b":path")
+    host = fields.get(b":authority") or fields.get(b"host")
+    # Anything beyond these three may be a trace header.
+    more = len(fields) > 3 or path is None or host is None or method is None
+    return method, path, host, extract(fields.get) if more else None, fields.get(b"content-length", -1)
 
 
 def read_response(fields: Fields) -> ResponseHead:
     """What a block of a response says: interim response, head or trailers."""
-    if len(fields) == 1 and b":status" in fields:
-        return _STATUS.get(fields[b":status"]), None, None, -1
-    code = texts.length(fields.get(b"grpc-status"))
+    status, length = fields.get(b":status"), fields.get(b"content-length", -1)
+    if b"grpc-status" not in fields and b"grpc-message" not in fields:
+        return status, None, None, length
+    code = fields.get(b"grpc-status", -1)
     message = fields.get(b"grpc-message")
-    return (
-        _STATUS.get(fields.get(b":status", "")),
-        code if 0 <= code < 10**9 else None,
-        None if message is None else unquote(message),
-        texts.length(fields.get(b"content-length")),
-    )
+    return status, code if 0 <= code < 10**9 else None, None if message is None else unquote(message), length
 
 
 def take_request(stream: Stream, head: RequestHead, size: int) -> None:
@@ -135,8 +116,8 @@ def label_unknown(stream: Stream, fields: Fields, label: Completeness, *, is_req
         missing = exchange.method is None or exchange.host is None
         missing = missing or (exchange.path is None and exchange.method != "CONNECT")
         if exchange.trace is None:
-            named = {b"sw8": fields.get(SW8_BY_SHAPE), b"traceparent": fields.get(TRACEPARENT_BY_SHAPE)}
-            exchange.trace = _trace({name: value for name, value in named.items() if value is not None})
+            by_shape = {b"sw8": fields.get(SW8_BY_SHAPE), b"traceparent": fields.get(TRACEPARENT_BY_SHAPE)}
+            exchange.trace = extract(by_shape.get)
             missing = missing or exchange.trace is not None
     else:
         missing = exchange.status is None

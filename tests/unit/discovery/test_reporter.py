@@ -163,9 +163,10 @@ def test_a_stopped_reporter_gives_up_a_running_call_and_counts_no_failure() -> N
     with socket.create_server(("127.0.0.1", 0)) as silent, started_core(f"127.0.0.1:{silent.getsockname()[1]}") as core:
         reporter = ProcessReporter(table, core.open_caller("reports"), "agent-1", counters, period_s=1, full_every=1)
         reporter.start()
-        silent.accept()
-        reporter.stop()
-        assert not reporter._thread.is_alive()
+        peer, _ = silent.accept()  # dropped, it would be closed
+        with peer:
+            reporter.stop()
+            assert not reporter._thread.is_alive()
     assert counters.snapshot() == {}
 
 

@@ -42,6 +42,7 @@ class Connection:
         open_calls: calls taken that have not come out; 0 at the end, or something lost one.
         gap_bytes: bytes that moved without a record.
         last_ns: exit of the newest call.
+        unweighed: it has taken calls since its shard's account weighed it.
     """
 
     __slots__ = (
@@ -65,6 +66,7 @@ class Connection:
         "remote",
         "tgid",
         "told",
+        "unweighed",
     )
 
     def __init__(
@@ -95,10 +97,15 @@ class Connection:
         self.gap_bytes = 0
         self.open_calls = 0
         self.last_ns = 0
+        self.unweighed = False
         # Position of the next byte by direction; None until the first call of a connection met midway.
         self._expected: list[int | None] = [None, None]
         # By direction, where the latest gap began and its size: its records may only be late.
         self._hole = [(0, 0), (0, 0)]
+
+    def begin_anew(self, converse: Callable[[Role], Conversation]) -> None:
+        """From here on what is said is taken up as if the connection had just been met; its positions stay."""
+        self.conversation = converse(Role.UNKNOWN)
 
     def begin(self, written: int, read: int) -> None:
         """Both streams begin at these positions; not to be called for a connection met midway."""

@@ -111,6 +111,11 @@ class Conversation:
             return
         self._take(analyzer)
 
+    def held_bytes(self) -> int:
+        """Memory of what is kept beyond an empty conversation, roughly, without its calls."""
+        waiting = sum(len(item[2]) for item in self._waiting)
+        return waiting + (self._analyzer.held_bytes() if self._analyzer is not None else 0)
+
     def unneeded(self, direction: int) -> int:
         """How many of the next bytes of this direction need not be captured; -1: none, ever again."""
         if self.deaf:

@@ -298,7 +298,9 @@ class Explainer:
         self._now_ns = header.start_ns
         self.stories: dict[int, Story] = {}
         options = header.options
-        self._shards = [Shard(self, options.max_connections, _Watched) for _ in range(header.shards)]
+        self._shards = [
+            Shard(self, options.max_connections, _Watched, max_bytes=options.max_bytes) for _ in range(header.shards)
+        ]
         self._schedules = [Schedule(shard, options.exchange_timeout_s, options.open_report_s) for shard in self._shards]
 
     def read(self, reader: RecordingReader) -> None:

@@ -30,6 +30,9 @@ _ITEM_SIZE: Final = _ITEM.size
 _MAX_PAYLOAD: Final = MAX_DATAGRAM - _ITEM_SIZE
 # Waiting for the main process at most, of whatever kind; beyond it nothing more is read from the ring.
 _CHOKE_BYTES: Final = 32 << 20
+# A queue of small messages ends by their number, one of large messages by this.
+_MOST_WAITING_BYTES: Final = 32 << 20
+UNLIMITED: Final = 1 << 30  # a queue that nothing may be missing in
 # pid, network namespace, role, tls, ipv6, beginnings, ports, first positions written and read, addresses
 _CONNECTION: Final = Struct("<IIBBBBHHII16s16s")
 
@@ -130,7 +133,10 @@ class LinkWriter:
 
     def fragment(self, identity: int, encoding: int, kernel_logs: int, protocol_logs: int, payload: bytes) -> bool:
         """Hands on an encoder's fragment; False if it had to be dropped because the main process does not keep up."""
-        if self.waiting_messages >= self._queue_size or len(payload) > _MAX_PAYLOAD:
+        full = self.waiting_messages >= self._queue_size or (
+            self._waiting_bytes > _MOST_WAITING_BYTES and self._queue_size < UNLIMITED
+        )
+        if full or len(payload) > _MAX_PAYLOAD:
             reason = "message_too_large" if len(payload) > _MAX_PAYLOAD else "queue_full"
             self.lose(encoding, reason, kernel_logs, protocol_logs)
             return False

@@ -276,6 +276,7 @@ def _worker_options(settings: Settings, shard: int, encodings: tuple[str, ...], 
         # A recording holds nothing of what would be lost here, so nothing is.
         queue_size=1 << 30 if record else settings.integer("access_log.protocol_analyze.queue_size"),
         max_connections=settings.integer("access_log.connections.max"),
+        max_bytes=settings.size("access_log.connections.max_bytes"),
         exchange_timeout_s=settings.seconds("access_log.exchange.timeout"),
         grpc_status_as_http=settings.flag("access_log.grpc_status_mapping"),
         path_templates=settings.flag("access_log.path_templates"),

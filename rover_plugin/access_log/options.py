@@ -40,6 +40,7 @@ def analysis_options(settings: Settings) -> AnalysisOptions:
         path_templates=settings.flag("access_log.path_templates"),
         open_report_s=settings.seconds("access_log.exchange.open_report_period"),
         translations=True,
+        max_bytes=settings.size("access_log.connections.max_bytes"),
     )
 
 

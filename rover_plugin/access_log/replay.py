@@ -125,7 +125,7 @@ class _Lane:
         self.finished = False
         self.link = LinkWriter(_DirectChannel(replay, options.shard), options.queue_size)
         self.outbox = Outbox(self.link, _NoPolicies(), options)
-        self.shard = Shard(self.outbox, options.max_connections)
+        self.shard = Shard(self.outbox, options.max_connections, max_bytes=options.max_bytes)
         self.schedule = Schedule(self.shard, options.exchange_timeout_s, options.open_report_s)
 
     def hand_over(self) -> None:
@@ -163,6 +163,7 @@ class Replay:
                     encodings=("json",),
                     queue_size=1 << 30,
                     max_connections=options.max_connections,
+                    max_bytes=options.max_bytes,
                     exchange_timeout_s=options.exchange_timeout_s,
                     grpc_status_as_http=options.grpc_status_as_http,
                     path_templates=options.path_templates,

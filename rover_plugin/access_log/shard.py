@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
+from rover_plugin.access_log.account import LEAST_BYTES, NO_LIMIT, Account
 from rover_plugin.access_log.connection import Connection
 from rover_plugin.access_log.conversation import Conversation
 from rover_plugin.access_log.model import Beginnings, Call, Completeness, EndedBy, Operation, ProtocolName
@@ -43,6 +44,8 @@ _AF_INET: Final = 2
 _MAPPED: Final = bytes(10) + b"\xff\xff"  # RFC 4291 §2.5.5.2
 # A skip shorter than this saves less than telling the kernel costs.
 _WORTH_SKIPPING: Final = 32_768
+# A call that brought as much is weighed at once, others at the next tick.
+_WORTH_WEIGHING: Final = 4096
 # A call smaller than this is rarely followed by much that can be skipped.
 _WORTH_ASKING: Final = 4096
 _FARTHEST: Final = 1 << 30
@@ -83,6 +86,7 @@ class Shard:
     Args:
         sink: takes what is found.
         max_connections: held at most; the one idle longest is ended for a new one and counted.
+        max_bytes: memory of all of them; the costliest of those that are idle give way, and are counted.
         converse: makes a new connection's conversation; whoever wants to look over its shoulder brings another.
 
     Attributes:
@@ -93,6 +97,7 @@ class Shard:
         unparsed: records or bytes that could not be used, by reason.
         imbalance: calls that ended connections swallowed or gave out twice; anything but 0 is a bug.
         evicted: connections ended for want of room.
+        relieved: connections that lost what they had gathered, for want of memory.
         gap_bytes: bytes that moved without a record.
     """
 
@@ -101,10 +106,13 @@ class Shard:
         sink: ShardSink,
         max_connections: int = 65536,
         converse: Callable[[Role], Conversation] = Conversation,
+        *,
+        max_bytes: int = NO_LIMIT,
     ) -> None:
         self._sink = sink
         self._converse = converse
         self._max_connections = max_connections
+        self._account = Account(max_bytes)
         self.connections: dict[int, Connection] = {}
         self._by_cookie: dict[int, int] = {}
         self._sequences: dict[int, int] = {}
@@ -117,6 +125,7 @@ class Shard:
         self.bookkeeping = 0
         self.imbalance = 0
         self.evicted = 0
+        self.relieved = 0
         self.gap_bytes = 0
         self.unparsed: dict[str, int] = {}
         self.errors: dict[str, int] = {}
@@ -161,10 +170,21 @@ class Shard:
                 self._exchanges(connection)
             if conversation.loose or conversation.earlier:
                 self._loose(connection)
+            if captured >= _WORTH_WEIGHING:
+                self._account.weigh(connection)
+                if self._account.overdrawn:
+                    self._relieve(exit_ns)
+            elif not connection.unweighed:
+                self._account.note(connection)
             if size >= _WORTH_ASKING or (conversation.deaf and not connection.muted >> direction & 1):
                 self._tell_policy(connection, direction, position + size, flags & HOW_WALKED)
             return
         self._rare(data, start)
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory of all connections, roughly, as of the last tick."""
+        return self._account.total
 
     def _exchanges(self, connection: Connection) -> None:
         exchanges = connection.conversation.exchanges
@@ -280,6 +300,7 @@ class Shard:
             self._evict()
         connection.last_ns = exit_ns
         self.connections[identity] = connection
+        self._account.note(connection)
         self._by_cookie[connection.cookie] = identity
         if flags & OPEN_FAILED:
             connection.beginnings = Beginnings.NEVER
@@ -321,6 +342,7 @@ class Shard:
         self.gap_bytes += connection.gap_bytes
         self.imbalance += abs(connection.open_calls)
         self.connections.pop(connection.id, None)
+        self._account.forget(connection)
         if self._by_cookie.get(connection.cookie) == connection.id:
             del self._by_cookie[connection.cookie]
         self._sink.gone(connection)
@@ -332,6 +354,22 @@ class Shard:
         victim = min(oldest, key=lambda item: item.last_ns)
         self._end(victim, victim.last_ns)
 
+    def _relieve(self, now_ns: int) -> None:
+        """Frees memory: what the costliest have gathered comes out as it is, and they begin anew; small ones end."""
+        for connection in self._account.victims(self.connections, now_ns):
+            if self._account.weight(connection) < LEAST_BYTES:
+                self.evicted += 1
+                self._end(connection, connection.last_ns)
+                continue
+            self.relieved += 1
+            connection.conversation.close(now_ns, (EndedBy.AGENT, EndedBy.AGENT))
+            self._exchanges(connection)
+            self._flush_loose(connection)
+            self._with_loose.pop(connection, None)
+            self._collect_errors(connection)
+            connection.begin_anew(self._converse)
+            self._account.weigh(connection)
+
     def _collect_errors(self, connection: Connection) -> None:
         errors = connection.conversation.errors
         if errors:
@@ -342,13 +380,19 @@ class Shard:
     # -- what the clock drives --
 
     def flush(self, now_ns: int) -> None:
-        """Hands on stand-alone calls that wait for company, less those that may still be told what is spoken."""
+        """Hands on stand-alone calls that wait for company, less those that may still be told what is spoken.
+
+        Then those connections give way that hold more memory than there is.
+        """
         waiting, self._with_loose = self._with_loose, {}
         for connection, until_ns in waiting.items():
             if now_ns < until_ns and connection.conversation.undecided:
                 self._with_loose[connection] = until_ns
             else:
                 self._flush_loose(connection)
+        self._account.settle(self.connections)
+        if self._account.overdrawn:
+            self._relieve(now_ns)
 
     def expire(self, before_ns: int) -> None:
         """Lets go what nothing has answered since `before_ns`; walks all connections."""

@@ -37,6 +37,8 @@ _REPORTED: Final = {
     "rover_worker_held_calls": "held",
     "rover_worker_connections": "connections",
     "rover_worker_evicted": "evicted",
+    "rover_worker_relieved": "relieved",
+    "rover_worker_held_bytes": "held_bytes",
     "rover_worker_queue_messages": "waiting_messages",
     "rover_ring_bytes": "ring_pending",
     "rover_ring_most_bytes": "ring_most_pending",

@@ -65,7 +65,7 @@ class Worker:
         self._ring = ring
         self._link = LinkWriter(channel, options.queue_size)
         self._outbox = Outbox(self._link, policies, options)
-        self._shard = Shard(self._outbox, options.max_connections)
+        self._shard = Shard(self._outbox, options.max_connections, max_bytes=options.max_bytes)
         self._handle = self._shard.handle
         self._tap: Tap | None = None
         if options.record:
@@ -193,6 +193,8 @@ def shard_counts(number: int, shard: Shard, outbox: Outbox, link: LinkWriter) ->
         "held": shard.held(),
         "imbalance": shard.imbalance,
         "evicted": shard.evicted,
+        "relieved": shard.relieved,
+        "held_bytes": shard.held_bytes,
         "gap_bytes": shard.open_gap_bytes(),
         "filtered": outbox.filtered,
         "lost_queue": [[encoding, reason, *both] for (encoding, reason), both in link.lost.items()],

@@ -17,7 +17,7 @@ class WorkerOptions:
     Attributes:
         encodings: which fragments to make, in the order of their index on the link.
         queue_size: log messages that may wait for the main process.
-        max_connections: of this shard.
+        max_connections: of this shard; max_bytes: their memory, see `account`.
         exchange_timeout_s: a request unanswered for so long is let go.
         open_report_s: a stream that stays open is reported each time this has passed.
         grpc_status_as_http: see `ProtobufEncoder`.
@@ -33,5 +33,6 @@ class WorkerOptions:
     grpc_status_as_http: bool
     path_templates: bool = False
     open_report_s: float = 60.0
+    max_bytes: int = 1 << 60
     record: bool = False
     confine: bool = False

@@ -82,6 +82,7 @@ class AnalysisOptions:
     path_templates: bool = False
     open_report_s: float = 60.0
     translations: bool = False
+    max_bytes: int = 1 << 60
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,6 +109,12 @@ METRICS: Final = (
     _gauge("rover_worker_connections_max", "Room for connections (access_log.connections.max).", "worker"),
     _counter("rover_worker_evicted", "Connections given up for want of room.", "worker"),
     _counter(
+        "rover_worker_relieved",
+        "Connections begun anew for want of memory (access_log.connections.max_bytes).",
+        "worker",
+    ),
+    _gauge("rover_worker_held_bytes", "Memory of connections, roughly (access_log.connections.max_bytes).", "worker"),
+    _counter(
         "rover_provisional_records",
         "Records of new processes, by what became of them: handed on (chosen), or dropped. Those that their ring had "
         "no room for are the kernel event provisional_full.",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from rover_plugin.access_log.account import NO_LIMIT
 from rover_plugin.access_log.address_book import AddressBook
 from rover_plugin.access_log.link import LinkWriter
 from rover_plugin.access_log.outbox import Outbox
@@ -99,7 +100,7 @@ class Worker:
         self.link = LinkWriter(self.socket, options.queue_size)
         self.policies = Policies()
         self.outbox = Outbox(self.link, self.policies, options)
-        self.shard = Shard(self.outbox, options.max_connections)
+        self.shard = Shard(self.outbox, options.max_connections, max_bytes=options.max_bytes)
 
     def read(self, *records: bytes) -> None:
         for record in records:
@@ -134,6 +135,7 @@ class Pipeline:
         known: bool = True,
         queue_size: int = 5000,
         max_connections: int = 65536,
+        max_bytes: int = NO_LIMIT,
         more_outputs: Callable[[Counters], Sequence[Output]] = lambda _: (),
         translate: Callable[[ConnectionFacts], None] | None = None,
     ) -> None:
@@ -151,7 +153,15 @@ class Pipeline:
             Worker(
                 number,
                 self.resolver,
-                WorkerOptions(number, encodings, queue_size, max_connections, 60.0, grpc_status_as_http=True),
+                WorkerOptions(
+                    number,
+                    encodings,
+                    queue_size,
+                    max_connections,
+                    60.0,
+                    grpc_status_as_http=True,
+                    max_bytes=max_bytes,
+                ),
             )
             for number in range(workers)
         ]

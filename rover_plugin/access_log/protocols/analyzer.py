@@ -130,6 +130,9 @@ class Analyzer(Protocol):
         `ended_by` becomes that of messages this cut short (RFC 9112 §8) and, the response's, of unanswered requests.
         """
 
+    def held_bytes(self) -> int:
+        """Memory that it keeps beyond an empty analyser, roughly, without the calls it has been given."""
+
     def unneeded(self, side: Side) -> int:
         """Capture policy: how many of this side's next bytes need not be copied; 0 = all needed, -1 = none, ever."""
 

@@ -236,6 +236,11 @@ class Http1Analyzer:
         self._parked = []
         self._pairing.close(ended_by[Side.RESPONSE])
 
+    def held_bytes(self) -> int:
+        """See `Analyzer.held_bytes`."""
+        buffered = len(self._request.buffer) + len(self._response.buffer)
+        return buffered + sum(len(piece.data) for piece in self._parked) + self._pairing.held_bytes()
+
     def unneeded(self, side: Side) -> int:
         """See `Analyzer.unneeded`."""
         half = self._response if side else self._request

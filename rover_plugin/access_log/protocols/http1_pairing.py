@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections import deque
 
 from rover_plugin.access_log.model import Call, Completeness, EndedBy, Exchange, Operation
+from rover_plugin.access_log.protocols.weights import EXCHANGE_BYTES, exchange_text_bytes
 
 MAX_OUTSTANDING = 1000
 """Requests waiting for a response on one connection."""
@@ -99,6 +100,11 @@ class Pairing:
         self.pipelines = False
         self._latest: Exchange | None = None  # the latest request in doubt
         self._last_request_ns: int | None = None  # when it began; None if others may have since
+
+    def held_bytes(self) -> int:
+        """Memory of the exchanges that wait, roughly."""
+        texts = sum(exchange_text_bytes(exchange) for exchange in self.queue) if len(self.queue) > 1 else 0
+        return (len(self.queue) + len(self._held)) * EXCHANGE_BYTES + texts
 
     def resting(self) -> bool:
         """Whether nothing stands between the requests in the queue and their responses, in order."""

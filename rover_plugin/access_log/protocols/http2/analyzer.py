@@ -49,6 +49,7 @@ from rover_plugin.access_log.protocols.http2.streams import (
     take_request,
     take_response,
 )
+from rover_plugin.access_log.protocols.weights import CLOSED_BYTES, EXCHANGE_BYTES, STREAM_BYTES, exchange_text_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -193,6 +194,12 @@ class Http2Analyzer:
             self._finish(stream, None if self._lost(side, stream) else ended_by[not side.is_request])
         for direction in self._directions:
             self._release(direction)
+
+    def held_bytes(self) -> int:
+        """See `Analyzer.held_bytes`."""
+        texts = sum(exchange_text_bytes(stream.exchange) for stream in self._streams.values())
+        halves = self._request.held_bytes() + self._response.held_bytes()
+        return len(self._streams) * (STREAM_BYTES + EXCHANGE_BYTES) + texts + halves + len(self._closed) * CLOSED_BYTES
 
     def unneeded(self, side: Side) -> int:
         """Capture policy: how many of this side's next bytes need not be copied; 0 = all needed, -1 = none, ever."""

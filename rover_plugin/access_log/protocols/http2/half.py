@@ -78,6 +78,11 @@ class Half:
         self._clear_position()
         self.seeker = FrameSeeker(LARGEST_SOUGHT_FRAME, from_client=self.is_request, start=start)
 
+    def held_bytes(self) -> int:
+        """Memory that is kept for this side, roughly."""
+        held = len(self.partial) + (len(self.block) if self.block is not None else 0) + self.decoder.held_bytes()
+        return held + (self.seeker.held_bytes() if self.seeker is not None else 0)
+
     def _clear_position(self) -> None:
         self.partial = bytearray()
         self.partial_stream: Stream | None = None

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from rover_plugin.access_log.protocols import texts
 from rover_plugin.access_log.protocols.http2 import huffman
 from rover_plugin.access_log.protocols.trace_context import HEADER_NAMES
+from rover_plugin.access_log.protocols.weights import BLOCK_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -180,6 +181,11 @@ class HeaderDecoder(Generic[Head]):
         self.size = 0
         self._unnamed = False  # a field without a name was seen, and may be in the table
         self._blocks: dict[bytes, tuple[Head, Fields, int, str]] = {}
+
+    def held_bytes(self) -> int:
+        """Memory of the table and of the blocks that are remembered, roughly."""
+        # An entry's texts are kept twice, as bytes and decoded; a block's fields are its entries'.
+        return 2 * self.size + len(self._blocks) * BLOCK_BYTES
 
     def restart(self) -> None:
         """Forgets the table: something was lost, and it may have changed anything, the limits included."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from rover_plugin.access_log.protocols.http2 import frames, hpack
+from rover_plugin.access_log.protocols.weights import SEGMENT_BYTES
 
 if TYPE_CHECKING:
     from rover_plugin.access_log.model import Call
@@ -114,6 +115,10 @@ class FrameSeeker:
         self._end = 0
         self._kept = 0  # captured bytes in `segments`
         self._dead: set[int] = set()  # frame headers in the tail from which frames do not tile
+
+    def held_bytes(self) -> int:
+        """Memory of what is kept, roughly: the bytes, once more as the tail, and where frames may begin in it."""
+        return self._kept + len(self._tail) + len(self.segments) * SEGMENT_BYTES
 
     def add(self, call: Call | None, data: bytes, unseen: int, *, claimed: bool) -> int:
         """Takes one call's bytes, or a hole (`call` None, no data).

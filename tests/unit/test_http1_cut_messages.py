@@ -238,7 +238,8 @@ def test_declined_content_and_no_other_request(seen: bytes) -> None:
         conversation.request(seen)
     (exchange,) = conversation.close((REMOTE, REMOTE))
     assert (exchange.status, exchange.request_body_bytes) == (417, 0)
-    assert exchange.completeness is (Completeness.TRUNCATED if seen else Completeness.COMPLETE)
+    expected = (Completeness.TRUNCATED, REMOTE) if seen else (Completeness.COMPLETE, None)
+    assert (exchange.completeness, exchange.ended_by) == expected
 
 
 def test_declined_content_is_settled_by_time() -> None:

@@ -222,6 +222,8 @@ class Http1Analyzer:
         """See `Analyzer.close`."""
         for half in (self._response, self._request):
             if half.state == _HEAD:
+                if half.offer is not None and half.exchange is not None:
+                    half.exchange.ended_by = ended_by[half.side]
                 self._cut_head(half, _TRUNCATED)
                 if half.side and half.exchange is None:
                     self._pairing.cut_answer(ended_by[Side.RESPONSE])

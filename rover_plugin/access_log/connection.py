@@ -103,9 +103,9 @@ class Connection:
         # By direction, where the latest gap began and its size: its records may only be late.
         self._hole = [(0, 0), (0, 0)]
 
-    def begin_anew(self, converse: Callable[[Role], Conversation]) -> None:
+    def begin_anew(self) -> None:
         """From here on what is said is taken up as if the connection had just been met; its positions stay."""
-        self.conversation = converse(Role.UNKNOWN)
+        self.conversation = self.conversation.successor()
 
     def begin(self, written: int, read: int) -> None:
         """Both streams begin at these positions; not to be called for a connection met midway."""

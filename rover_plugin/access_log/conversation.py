@@ -111,6 +111,10 @@ class Conversation:
             return
         self._take(analyzer)
 
+    def successor(self) -> Conversation:
+        """One that goes on with the connection from anywhere."""
+        return Conversation(Role.UNKNOWN)
+
     def held_bytes(self) -> int:
         """Memory of what is kept beyond an empty conversation, roughly, without its calls."""
         waiting = sum(len(item[2]) for item in self._waiting)

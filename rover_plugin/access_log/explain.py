@@ -123,6 +123,12 @@ class _Watched(Conversation):
         self.story: Story | None = None
         self.listener: _Listener | None = None
 
+    def successor(self) -> _Watched:
+        """See `Conversation.successor`: the story goes on."""
+        successor = _Watched(Role.UNKNOWN)
+        successor.story, successor.listener = self.story, self.listener
+        return successor
+
     def receive(self, direction: int, call: Call, data: bytes, unseen: int, parts: Sequence[Part] = ()) -> None:
         """See `Conversation.receive`."""
         if self.listener is not None:

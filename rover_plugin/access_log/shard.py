@@ -367,7 +367,7 @@ class Shard:
             self._flush_loose(connection)
             self._with_loose.pop(connection, None)
             self._collect_errors(connection)
-            connection.begin_anew(self._converse)
+            connection.begin_anew()
             self._account.weigh(connection)
 
     def _collect_errors(self, connection: Connection) -> None:

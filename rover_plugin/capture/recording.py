@@ -36,7 +36,7 @@ from google.protobuf.message import DecodeError
 
 from rover_plugin._generated.rover import feed_pb2
 from rover_plugin.capture.record_check import check_record
-from rover_plugin.capture.records import MAX_SHARDS
+from rover_plugin.capture.records import HEADER, MAX_SHARDS
 from rover_plugin.discovery.feed_codec import decode_changes, encode_changes
 from rover_plugin.errors import RecordingError
 
@@ -144,6 +144,7 @@ class Batch:
             ValueError: a shard, time or record that cannot be.
         """
         _require(self.shard < shards, f"no shard {self.shard}")
+        # bpf/rings.h: a connection's number says which shard is its.
         _require(max(self.read_ns, self.taken_ns, abs(self.clock_offset_ns)) < _LATEST_NS, "a time that cannot be")
         data = memoryview(self.records)
         at, end = 0, len(data)
@@ -153,6 +154,7 @@ class Batch:
             at = start + LENGTH.unpack_from(data, at)[0]
             _require(at <= end, "a record that is cut")
             check_record(data, start, at)
+            _require(HEADER.unpack_from(data, start)[7] % shards == self.shard, "a connection of another shard")
 
     def each(self, handle: Callable[[memoryview, int, int], None]) -> int:
         """Gives each record to `handle(data, start, end)`, as `RingReader.read` does; returns how many."""

@@ -68,6 +68,7 @@ REFUSED = {
     "timeout_negative": recording({**HEAD, "options": {"exchange_timeout_s": -1e300}}),
     "no_connections": recording({**HEAD, "options": {"max_connections": 0}}),
     "other_shard": recording(HEAD, batch(b"", 99)),
+    "connection_of_another_shard": recording({**HEAD, "shards": 2}, batch(record(opened()), 0)),
     "short_batch": recording(HEAD, block(2, b"abc")),
     "record_beyond": recording(HEAD, batch(struct.pack("<I", 0xFFFFFFFF) + b"xx")),
     "records_of_nothing": recording(HEAD, batch(struct.pack("<I", 0) * 10)),

@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from rover_plugin.access_log.conversation import Conversation
+from rover_plugin.access_log.model import Role
 from rover_plugin.access_log.parts import copied
 from rover_plugin.access_log.protocols.analyzer import Part
 from rover_plugin.access_log.redaction.http1 import Http1Redactor
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from rover_plugin.access_log.connection import Connection
-    from rover_plugin.access_log.model import Call, Exchange, ProtocolName, Role
+    from rover_plugin.access_log.model import Call, Exchange, ProtocolName
     from rover_plugin.access_log.protocols.analyzer import Analyzer
     from rover_plugin.capture.recording import (
         AnalysisOptions,
@@ -72,6 +73,10 @@ class RedactingConversation(Conversation):
                 self._receive(direction, call, part.data, 0)
             else:
                 self._receive(direction, call, part.data, part.unseen)
+
+    def successor(self) -> RedactingConversation:
+        """See `Conversation.successor`."""
+        return RedactingConversation(Role.UNKNOWN, self._outs)
 
     def _receive(self, direction: int, call: Call, data: bytes, unseen: int, parts: Sequence[Part] = ()) -> None:
         if not isinstance(call, RecordedCall):  # one is, when it is taken up again after it had to wait

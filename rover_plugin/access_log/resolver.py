@@ -9,7 +9,7 @@ and counted. Names that come later are given to the later fragments. The hub and
 from __future__ import annotations
 
 import json
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Final
@@ -153,6 +153,7 @@ class Resolver:
         self._for_peer: deque[tuple[int, _Known]] = deque()
         self._for_feed: dict[int, _Known] = {}
         self._questions = Questions(translate)
+        self._peers: Counter[str] = Counter()  # for the counter `peers`, which costs more to add to
         # By pid, in the order of their time: new processes that are not ours so far, and others that stay watched until
         # then because they may run another program already.
         self._young: dict[int, _Young] = {}
@@ -257,7 +258,7 @@ class Resolver:
             if lacking is not _Lacks.NOTHING:
                 return lacking
             if known.prefixes is None:
-                self._counters.add("peers", result=self._book.knowledge_of_peer(facts))
+                self._peers[self._book.knowledge_of_peer(facts)] += 1
             known.prefixes = self._prefixes(known)
         self._release(known, now_ns)
         return _Lacks.NOTHING
@@ -361,6 +362,9 @@ class Resolver:
         self._settle_peers(now_ns)
         for identity in self._questions.overdue(now_ns):
             self._settle_asked(identity, now_ns)
+        for result, count in self._peers.items():
+            self._counters.add("peers", count, result=result)
+        self._peers.clear()
 
     def translated(self, answers: Iterable[Translation], now_ns: int) -> None:
         """Takes answers to what `translate` was asked."""

@@ -96,6 +96,7 @@ def test_an_exchange_waits_for_the_answer_and_goes_without_it(*, answered: bool)
     remote = subject.outputs[0].resolved[-1].remote
     assert (remote.host, remote.pid) == ("172.30.0.2" if answered else "10.0.0.2", None)
     assert (remote.seen is not None) == answered
+    assert subject.counters.value("peers", result="elsewhere") == 1
 
 
 def test_an_answer_in_a_recording(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ static __always_inline u32 first_word(struct span *span)
 /* As long as the verifier takes them (6.18: see docs/performance.md), and tail calls go on with the rest. */
 #define HEAD_STEPS 512
 #define CHUNK_STEPS 256
-#define FRAME_STEPS 128
+#define FRAME_STEPS 256
 /* The kernel ends a chain of tail calls at 33; what led here has taken some. */
 #define MAX_TURNS 28
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Times system calls for tests/bench/capture_cost.py. Each line "KIND N" on standard input is answered with the
- * nanoseconds of one of N rounds: "tcp" is a write and a read of 150 bytes over loopback TCP, "file" a one-byte read of
- * /dev/zero (a call we know on a file that is no socket), "other" a call we do not know.
+ * Times system calls, in CPU time, for tests/bench/capture_cost.py. Each line "KIND N" on standard input is answered with the
+ * nanoseconds of one of N rounds: "tcp" is a write and a read of 150 bytes over loopback TCP, a request; "answer" the same
+ * of an HTTP/1 response with content, "head" of one that ends with its head; "file" a one-byte read of /dev/zero (a call
+ * we know on a file that is no socket), "other" a call we do not know.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -15,11 +16,15 @@
 #include <time.h>
 #include <unistd.h>
 
+#define HEAD                                                                                          \
+	"HTTP/1.1 200 OK\r\nServer: nginx\r\nDate: Fri, 27 Nov 2026 20:00:00 GMT\r\nContent-Length: 10\r\n" \
+	"Connection: keep-alive\r\n\r\n"
+
 static double now(void)
 {
 	struct timespec time;
 
-	clock_gettime(CLOCK_MONOTONIC, &time);
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
 	return time.tv_sec * 1e9 + time.tv_nsec;
 }
 
@@ -44,6 +49,11 @@ int main(void)
 			if (!strcmp(kind, "tcp")) {
 				if (write(client, bytes, sizeof(bytes)) != sizeof(bytes) ||
 				    read(server, bytes, sizeof(bytes)) != sizeof(bytes))
+					return 1;
+			} else if (!strcmp(kind, "answer") || !strcmp(kind, "head")) {
+				size_t size = sizeof(HEAD) - 1 + (kind[0] == 'a' ? 10 : 0);
+
+				if (write(server, HEAD "0123456789", size) != size || read(client, bytes, size) != size)
 					return 1;
 			} else if (!strcmp(kind, "file")) {
 				if (read(zero, bytes, 1) != 1)

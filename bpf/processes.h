@@ -37,9 +37,13 @@ int on_sched_process_exec(struct bpf_raw_tracepoint_args *ctx)
 	struct task_struct *parent = READ(task->real_parent);
 	u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	struct thread *thread = current_thread();
+	u32 old = ctx->args[1];
 
 	if (thread)
 		thread->close_sk = 0;
+	/* A thread that is not the leader takes its number; nothing else ends under the thread's own. */
+	if (old != tgid)
+		threads.delete(&old);
 	if (tgid == AGENT_TGID || READ(parent->tgid) == AGENT_TGID)
 		return 0;
 	if (watch_of((struct linux_binprm *)ctx->args[2]) == WATCH_NOT)

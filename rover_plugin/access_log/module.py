@@ -13,7 +13,7 @@ import structlog
 from rover_plugin.access_log.address_book import AddressBook, interface_addresses
 from rover_plugin.access_log.choices import refuse
 from rover_plugin.access_log.hub import Hub
-from rover_plugin.access_log.options import analysis_options, capture_options, feed_address
+from rover_plugin.access_log.options import analysis_options, capture_options, feed_address, shard_connections
 from rover_plugin.access_log.outputs.console import ConsoleOutput
 from rover_plugin.access_log.outputs.jsonl import JsonLinesOutput
 from rover_plugin.access_log.telemetry import AccessLogTelemetry
@@ -109,7 +109,8 @@ class AccessLogModule:
         )
         rings = zip(capture.ring_descriptors(), capture.provisional_descriptors(), strict=True)
         for worker, (ring, provisional) in zip(self._workers, rings, strict=True):
-            worker.begin(ring, provisional, capture.policies_descriptor, context.starting)
+            maps = (ring, provisional, capture.policies_descriptor, capture.connections_descriptor)
+            worker.begin(maps, context.starting)
         self._translations = Translations(self._on_translations)
         self._hub = Hub(
             [worker.channel for worker in self._workers],
@@ -247,6 +248,7 @@ class AccessLogModule:
         for statistic, value in self._capture.statistics().items():
             if value and statistic is not Statistic.RECORDS:
                 totals[f"kernel_{statistic.name.lower()}"] = value
+        totals["kernel_missed_runs"] = sum(self._capture.missed_runs().values())
         log.info("access_log_totals", **totals)
 
     def _recording_counts(self, capture: Capture) -> dict[str, Any]:
@@ -275,7 +277,7 @@ def _worker_options(settings: Settings, shard: int, encodings: tuple[str, ...], 
         encodings=encodings,
         # A recording holds nothing of what would be lost here, so nothing is.
         queue_size=1 << 30 if record else settings.integer("access_log.protocol_analyze.queue_size"),
-        max_connections=settings.integer("access_log.connections.max"),
+        max_connections=shard_connections(settings),
         max_bytes=settings.size("access_log.connections.max_bytes"),
         exchange_timeout_s=settings.seconds("access_log.exchange.timeout"),
         grpc_status_as_http=settings.flag("access_log.grpc_status_mapping"),

@@ -29,12 +29,21 @@ def capture_options(settings: Settings, *, least_ring_bytes: int = 0) -> Capture
     )
 
 
+def shard_connections(settings: Settings) -> int:
+    """Connections that one shard follows at once.
+
+    Of the kernel's table an eighth is left for what is new, until a worker has seen it and let older ones go.
+    """
+    most = settings.integer("access_log.connections.max")
+    return max(1, most * 7 // 8 // settings.integer("access_log.protocol_analyze.parallels"))
+
+
 def analysis_options(settings: Settings) -> AnalysisOptions:
     """What a recording has to remember of them."""
     return AnalysisOptions(
         exclude_namespaces=settings.items("access_log.exclude_namespaces"),
         exclude_clusters=settings.items("access_log.exclude_cluster"),
-        max_connections=settings.integer("access_log.connections.max"),
+        max_connections=shard_connections(settings),
         exchange_timeout_s=settings.seconds("access_log.exchange.timeout"),
         grpc_status_as_http=settings.flag("access_log.grpc_status_mapping"),
         path_templates=settings.flag("access_log.path_templates"),

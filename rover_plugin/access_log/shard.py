@@ -88,6 +88,7 @@ class Shard:
         max_connections: held at most; the one idle longest is ended for a new one and counted.
         max_bytes: memory of all of them; the costliest of those that are idle give way, and are counted.
         converse: makes a new connection's conversation; whoever wants to look over its shoulder brings another.
+        on_evicted: told of each connection that is ended for want of room.
 
     Attributes:
         records: records read.
@@ -108,11 +109,13 @@ class Shard:
         converse: Callable[[Role], Conversation] = Conversation,
         *,
         max_bytes: int = NO_LIMIT,
+        on_evicted: Callable[[Connection], None] = lambda _connection: None,
     ) -> None:
         self._sink = sink
         self._converse = converse
         self._max_connections = max_connections
         self._account = Account(max_bytes)
+        self._on_evicted = on_evicted
         self.connections: dict[int, Connection] = {}
         self._by_cookie: dict[int, int] = {}
         self._sequences: dict[int, int] = {}
@@ -352,6 +355,7 @@ class Shard:
         oldest = [next_one for next_one, _ in zip(self.connections.values(), range(16), strict=False)]
         self.evicted += 1
         victim = min(oldest, key=lambda item: item.last_ns)
+        self._on_evicted(victim)
         self._end(victim, victim.last_ns)
 
     def _relieve(self, now_ns: int) -> None:
@@ -359,6 +363,7 @@ class Shard:
         for connection in self._account.victims(self.connections, now_ns):
             if self._account.weight(connection) < LEAST_BYTES:
                 self.evicted += 1
+                self._on_evicted(connection)
                 self._end(connection, connection.last_ns)
                 continue
             self.relieved += 1

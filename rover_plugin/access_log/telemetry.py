@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 import psutil
 
 from rover_plugin.capture.probe_statistics import ProbeStatistics
+from rover_plugin.capture.session import Statistic
 from rover_plugin.discovery.feed_client import FeedState
 from rover_plugin.telemetry.ledger import UNITS
 from rover_plugin.telemetry.metrics import Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from rover_plugin.access_log.hub import Hub
     from rover_plugin.access_log.outputs.base import Output
@@ -46,12 +48,47 @@ _REPORTED: Final = {
 }
 
 
+# Workers report every second; on a machine that is far too busy some seconds later.
+_SILENCE_S: Final = 15.0
+_OVERFLOW_S: Final = 60.0
+_OVERFLOWS: Final = {
+    Statistic.CONNECTIONS_FULL: "the kernel's table of connections (access_log.connections.max) was full",
+    Statistic.THREADS_FULL: "the kernel's table of threads was full",
+    Statistic.PROCESSES_FULL: "the kernel's table of processes was full",
+}
+
+
 @runtime_checkable
 class Spooling(Protocol):
     """An output that keeps logs while they cannot be sent."""
 
     def spool(self) -> tuple[int, int]:
         """Bytes kept, and room for them."""
+
+
+class Overflows:
+    """Which tables of the kernel side were full lately, when somebody asks.
+
+    Args:
+        statistics: of the kernel side.
+        clock: seconds.
+    """
+
+    def __init__(self, statistics: Callable[[], Mapping[Statistic, int]], clock: Callable[[], float]) -> None:
+        self._statistics = statistics
+        self._clock = clock
+        self._known: dict[Statistic, int] = {}
+        self._until: dict[Statistic, float] = {}
+
+    def reason(self) -> str:
+        """What was not seen since the last question or in the last minute, for want of room; empty for nothing."""
+        counts, now = self._statistics(), self._clock()
+        for statistic in _OVERFLOWS:
+            if counts[statistic] > self._known.get(statistic, 0):
+                self._known[statistic] = counts[statistic]
+                self._until[statistic] = now + _OVERFLOW_S
+        full = [text for statistic, text in _OVERFLOWS.items() if now < self._until.get(statistic, now)]
+        return "; ".join(full)
 
 
 class AccessLogTelemetry:
@@ -79,12 +116,15 @@ class AccessLogTelemetry:
         self._feed = feed
         self._lock = threading.Lock()
         self._closed = False
+        self._began = time.monotonic()
         self._probes = ProbeStatistics(capture.program_descriptors)
         telemetry.register(self._samples)
         telemetry.register_histograms(hub.lag)
         telemetry.on_probes_wanted(self._want_probes)
         telemetry.check("workers", self._check_workers)
         telemetry.check("feed", self._check_feed)
+        self._overflows = Overflows(capture.statistics, time.monotonic)
+        telemetry.check("kernel tables", self._check_tables)
 
     def close(self) -> None:
         """From here on nothing is told, and none of the parts is touched."""
@@ -98,10 +138,22 @@ class AccessLogTelemetry:
         dead = [str(shard) for shard, worker in enumerate(self._workers) if not worker.alive]
         if dead:
             return f"worker {', '.join(dead)} has ended"
+        now = time.monotonic()
+        silent = [
+            str(shard)
+            for shard, worker in enumerate(self._workers)
+            if worker.stopped or now - self._hub.ledger.reported_at.get(shard, self._began) > _SILENCE_S
+        ]
+        if silent:
+            return f"worker {', '.join(silent)} stands still"
         return "" if self._hub.alive else "the hub's thread has ended"
 
     def _check_feed(self) -> str:
         return "" if self._feed.state is FeedState.LIVE else f"the process feed is {self._feed.state.value}"
+
+    def _check_tables(self) -> str:
+        with self._lock:
+            return "" if self._closed else self._overflows.reason()
 
     # -- samples --
 
@@ -132,6 +184,8 @@ class AccessLogTelemetry:
             yield Sample("rover_bpf_map_max_entries", most, (name,))
         for probe, attached in self._capture.probes().items():
             yield Sample("rover_probe_attached", attached, (probe,))
+        for program, missed in self._capture.missed_runs().items():
+            yield Sample("rover_probe_missed_runs", missed, (program,))
         for program, (runs, seconds) in self._probes.read().items():
             yield Sample("rover_probe_runs", runs, (program,))
             yield Sample("rover_probe_run_seconds", seconds, (program,))

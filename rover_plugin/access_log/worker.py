@@ -15,6 +15,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 import sys
 import time
 from typing import TYPE_CHECKING, Final
@@ -31,6 +32,7 @@ from rover_plugin.capture.records import HEADER
 from rover_plugin.capture.ring import RingReader
 
 if TYPE_CHECKING:
+    from rover_plugin.access_log.connection import Connection
     from rover_plugin.access_log.tap import Tap
 
 # Records taken from the ring at a time, so that what was found travels on while a burst lasts.
@@ -39,6 +41,8 @@ _SEND_BUFFER: Final = 4 << 20
 # A ring that fills wakes its reader long before; batches of what has come meanwhile cost less than records one by one.
 _WAIT_S: Final = 0.05
 _DRAIN_S: Final = 10.0
+# struct sock address: key of the kernel's connections; their id stands first in the value (struct connection).
+_COOKIE: Final = struct.Struct("=Q")
 _MARK_NS: Final = 100_000_000
 
 
@@ -57,6 +61,7 @@ class Worker:
         policies: Map,
         options: WorkerOptions,
         provisional_ring: RingReader | None = None,
+        connections: Map | None = None,
     ) -> None:
         self._options = options
         channel.setblocking(False)  # noqa: FBT003 the socket module's own signature
@@ -65,7 +70,13 @@ class Worker:
         self._ring = ring
         self._link = LinkWriter(channel, options.queue_size)
         self._outbox = Outbox(self._link, policies, options)
-        self._shard = Shard(self._outbox, options.max_connections, max_bytes=options.max_bytes)
+        self._kernel_connections = connections
+        self._shard = Shard(
+            self._outbox,
+            options.max_connections,
+            max_bytes=options.max_bytes,
+            on_evicted=self._forget_in_kernel,
+        )
         self._handle = self._shard.handle
         self._tap: Tap | None = None
         if options.record:
@@ -117,6 +128,15 @@ class Worker:
                 break
             ring.wait(_WAIT_S)
         self._finish()
+
+    def _forget_in_kernel(self, connection: Connection) -> None:
+        """Makes room in the kernel's table, too; who uses the connection again is met there anew."""
+        if self._kernel_connections is None:
+            return
+        key = _COOKIE.pack(connection.cookie)
+        value = self._kernel_connections.get(key)
+        if value is not None and _COOKIE.unpack_from(value)[0] == connection.id:
+            self._kernel_connections.delete(key)
 
     def _set_clock(self) -> None:
         offset_ns = clock_offset_ns()
@@ -210,15 +230,15 @@ def main() -> int:
     arguments = json.loads(sys.argv[2])
     options = WorkerOptions(**{**arguments, "encodings": tuple(arguments["encodings"])})
     channel = socket.socket(fileno=int(sys.argv[1]))
-    ready, descriptors, _, _ = socket.recv_fds(channel, len(READY), 3)
-    if len(descriptors) != 3:  # the main process has given up
+    ready, descriptors, _, _ = socket.recv_fds(channel, len(READY), 4)
+    if len(descriptors) != 4:  # the main process has given up
         return 1
-    ring, provisional, policies = descriptors
+    ring, provisional, policies, connections = descriptors
     # What was imported stays; the collector need not look at it again.
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
-    worker = Worker(channel, RingReader(ring), Map(policies), options, RingReader(provisional))
+    worker = Worker(channel, RingReader(ring), Map(policies), options, RingReader(provisional), Map(connections))
     if options.confine:
         confine_worker()
     channel.send(ready)

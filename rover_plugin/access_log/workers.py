@@ -10,12 +10,16 @@ import subprocess
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
+import psutil
+
 from rover_plugin.access_log.worker_options import READY
 from rover_plugin.errors import CaptureError
 from rover_plugin.host.children import python_command
 from rover_plugin.host.stop_signals import spawn
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rover_plugin.access_log.worker_options import WorkerOptions
     from rover_plugin.cancellation import Cancellation
 
@@ -40,8 +44,8 @@ class WorkerProcess:
             except OSError as error:
                 raise CaptureError(f"cannot start a worker process: {error.strerror}") from error
 
-    def begin(self, ring: int, provisional: int, policies: int, cancellation: Cancellation) -> None:
-        """Hands over the descriptors of its rings and of the policies, and waits until it reads.
+    def begin(self, maps: Sequence[int], cancellation: Cancellation) -> None:
+        """Hands over the descriptors of its ring and its provisional ring, of policies and connections; waits for it.
 
         Raises:
             CaptureError: it has ended, or does not get that far in time.
@@ -50,7 +54,7 @@ class WorkerProcess:
         self.channel.settimeout(_START_S)
         with cancellation.interrupting(self._process.kill):
             try:
-                socket.send_fds(self.channel, [READY], [ring, provisional, policies])
+                socket.send_fds(self.channel, [READY], list(maps))
                 started = self.channel.recv(len(READY)) == READY
             except OSError:
                 started = False
@@ -67,6 +71,14 @@ class WorkerProcess:
     def alive(self) -> bool:
         """Whether it runs."""
         return self._process.poll() is None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody has halted it (SIGSTOP)."""
+        try:
+            return bool(psutil.Process(self.pid).status() == psutil.STATUS_STOPPED)
+        except psutil.Error:
+            return False
 
     def ask_to_finish(self) -> None:
         """Lets it read its ring to the end, hand everything on, and exit."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from rover_plugin.capture.bpf import Map, possible_cpus
+from rover_plugin.capture.bpf import Map, possible_cpus, program_runs
 from rover_plugin.capture.loader import load
 from rover_plugin.capture.plan import ACCESS_LOG_PROBES, decide
 from rover_plugin.capture.records import MAX_SHARDS
@@ -226,6 +226,11 @@ class Capture:
         return self._loaded.maps["policies"]
 
     @property
+    def connections_descriptor(self) -> int:
+        """Map descriptor of the connections, of which workers delete those they give up."""
+        return self._loaded.maps["connections"]
+
+    @property
     def program_descriptors(self) -> dict[str, int]:
         """Descriptor of each program, by name."""
         return dict(self._loaded.programs)
@@ -298,6 +303,10 @@ class Capture:
             slots = self._statistics.get(_U32.pack(statistic)) or b""
             sums[statistic] = sum(struct.unpack(f"={len(slots) // 8}Q", slots))
         return sums
+
+    def missed_runs(self) -> dict[str, int]:
+        """By program: runs that the kernel left out because the program was running on that CPU (since 6.1)."""
+        return {name: program_runs(descriptor)[2] for name, descriptor in self._loaded.programs.items()}
 
     def sequences(self) -> dict[int, int]:
         """Records made for each shard, put into its ring or not, modulo 2^32: its lanes' last sequence numbers."""

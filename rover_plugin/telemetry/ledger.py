@@ -116,6 +116,7 @@ class Ledger:
 
     Attributes:
         reports: the latest report of each worker.
+        reported_at: when it came, by `time.monotonic`.
         balances: as of the last check; replaced as a whole, so that other threads may read it.
         worker_imbalance: by worker and encoding index, as of its last report.
     """
@@ -129,6 +130,7 @@ class Ledger:
         self._logged_at = self._losses_said_at = float("-inf")
         self._losses_said: dict[str, int] = {}
         self.reports: dict[int, dict[str, Any]] = {}
+        self.reported_at: dict[int, float] = {}
         self.balances: tuple[Balance, ...] = ()
         self.worker_imbalance: dict[tuple[int, int], Logs] = {}
 
@@ -147,6 +149,7 @@ class Ledger:
             waiting: by encoding index, what came from any worker and was not given to the outputs yet.
         """
         self.reports[worker] = report
+        self.reported_at[worker] = time.monotonic()
         self._at_report[worker] = at_report = [list(both) for both in self.received(worker)]
         for encoding in range(len(self._encodings)):
             self.worker_imbalance[worker, encoding] = _worker_imbalance(report, encoding, at_report[encoding])

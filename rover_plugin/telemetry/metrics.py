@@ -85,6 +85,9 @@ METRICS: Final = (
     _gauge("rover_bpf_map_entries", "Entries of a BPF map.", "map"),
     _gauge("rover_bpf_map_max_entries", "Room for entries in a BPF map; a full one is a kernel event.", "map"),
     _gauge("rover_probe_attached", "Whether a probe is attached; 0 means this kernel does not have it.", "probe"),
+    _counter(
+        "rover_probe_missed_runs", "Runs left out because the program ran on that CPU: calls not seen.", "program"
+    ),
     _counter("rover_probe_runs", "Runs of a BPF program, while they are counted (`?probes=1`).", "program"),
     _counter("rover_probe_run_seconds", "Time spent in a BPF program, while it is counted (`?probes=1`).", "program"),
     _gauge("rover_ring_bytes", "Bytes in the ring at the worker's last report.", "worker"),
@@ -164,8 +167,9 @@ Served at `http://<telemetry.listen>/metrics`, in Prometheus' text format or Ope
 default: nothing is served, and nothing is computed.
 
 `/healthz` answers 200 when all is well, else 503, both with the reasons as JSON: whether all modules have started, the
-workers live, the process feed speaks, and, where `skywalking` is an output, the backend is connected. It suits a
-readiness probe: restarting the agent does not bring a backend back.
+workers live and report, the process feed speaks, no table of the kernel side was full in the last minute, no output
+stands still, and, where `skywalking` is an output, the backend is connected. It suits a readiness probe: restarting the
+agent does not bring a backend back. A request has 10 seconds; of more than 8 connections the oldest is closed.
 
 The lines `rover_ledger_*` of one output and unit add up exactly in every scrape:
 

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
+import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Final
@@ -28,9 +30,10 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# Requests served at a time; further ones are closed at once. A scraper needs one.
+# Connections at a time; a further one ends the oldest. A scraper needs one.
 _MOST_AT_ONCE: Final = 8
-_CLIENT_TIMEOUT_S: Final = 10.0
+# From its connection to the end of its answer.
+_REQUEST_S: Final = 10.0
 
 
 class TelemetryServer:
@@ -80,7 +83,8 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], telemetry: Telemetry, registry: CollectorRegistry) -> None:
         self.telemetry = telemetry
         self.registry = registry
-        self._places = threading.BoundedSemaphore(_MOST_AT_ONCE)
+        self._lock = threading.Lock()
+        self._deadlines: dict[Any, float] = {}  # of open connections, oldest first
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(address, _Handler)
@@ -93,16 +97,31 @@ class _Server(ThreadingHTTPServer):
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._places.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
+        with self._lock:
+            if len(self._deadlines) >= _MOST_AT_ONCE:
+                self._drop(next(iter(self._deadlines)))
+            self._deadlines[request] = time.monotonic() + _REQUEST_S
+        super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._places.release()
+            with self._lock:
+                self._deadlines.pop(request, None)
+
+    def service_actions(self) -> None:
+        """Twice a second: ends requests whose time is up."""
+        now = time.monotonic()
+        with self._lock:
+            for request in [late for late, deadline in self._deadlines.items() if deadline <= now]:
+                self._drop(request)
+
+    def _drop(self, request: Any) -> None:
+        # Its thread is in a read or a write, which end with this.
+        del self._deadlines[request]
+        with contextlib.suppress(OSError):
+            request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         del request, client_address
@@ -111,7 +130,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
-    timeout = _CLIENT_TIMEOUT_S
+    timeout = _REQUEST_S
     server_version = "rover"
     sys_version = ""
 

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import time
 from typing import TYPE_CHECKING
+
+import psutil
 
 from tests.support.agent import Agent
 from tests.support.scrape import get, scrape, total
@@ -95,3 +98,44 @@ def test_health_names_a_backend_that_cannot_be_reached(tmp_path: Path) -> None:
         assert list(reasons) == ["backend"]
         assert reasons["backend"].startswith("disconnected")
         assert scrape(url)["rover_backend_state", "disconnected"] == 1
+
+
+def test_idle_connections_beyond_the_bound_give_way_and_health_says_so(tmp_path: Path, nginx: Nginx) -> None:
+    bound = "access_log.connections.max=64"
+    with Agent(tmp_path, "jsonl", _LISTEN, f"process_discovery.local.include=port={nginx.port}", bound) as agent:
+        url = telemetry_url(agent)
+        assert get(f"{url}/healthz")[0] == 200
+        idle = [socket.create_connection(("127.0.0.1", nginx.port)) for _ in range(100)]
+        for connection in idle:
+            connection.sendall(b"GET /idle HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(4096)
+        settled(url, 20)
+        for number in range(20):
+            subprocess.run([tool("curl"), "-s", "-o", "/dev/null", nginx.url(f"/new/{number}")], check=True)
+        new = agent.wait_for_exchanges(lambda item: (item["path"] or "").startswith("/new/"), 20)
+        assert {item["completeness"] for item in new} == {"complete"}
+        values = scrape(url)
+        assert total(values, "rover_worker_connections") <= 56
+        assert total(values, "rover_ledger_imbalance") == 0
+        if total(values, "rover_kernel_events_total", "connections_full"):
+            status, _, body = get(f"{url}/healthz")
+            assert (status, "access_log.connections.max" in body) == (503, True)
+        for connection in idle:
+            connection.close()
+
+
+def test_a_halted_worker_is_unhealthy(tmp_path: Path, nginx: Nginx) -> None:
+    with Agent(tmp_path, "jsonl", _LISTEN, f"process_discovery.local.include=port={nginx.port}") as agent:
+        url = telemetry_url(agent)
+        assert get(f"{url}/healthz")[0] == 200
+        worker = next(
+            child
+            for child in psutil.Process(agent.pid).children()
+            if "rover_plugin.access_log.worker" in child.cmdline()
+        )
+        worker.suspend()
+        status, _, body = get(f"{url}/healthz")
+        worker.resume()
+        assert status == 503
+        assert "stands still" in body
+        assert agent.stop() == 0

@@ -168,3 +168,26 @@ def test_a_full_table_forgets_nobody_it_has(small: Recorder, actor: Actor) -> No
         seen = small.until_closed(mine)
     assert seen.opened.cause is OpenCause.CONNECT
     assert [call.data for call in seen.calls] == [b"here"]
+
+
+def test_nothing_is_left_of_threads_that_executed_another_program(recorder: Recorder, actor: Actor) -> None:
+    recorder.listen_to(actor.pid)
+    with socket.create_server(("127.0.0.1", 0), backlog=20) as listener:
+        port = listener.getsockname()[1]
+        ids = set(
+            actor.do(
+                "import threading; _ = []\n"
+                "def work(told):\n"
+                f"    s = socket.create_connection(('127.0.0.1', {port})); s.sendall(b'x')\n"
+                "    os.write(told, str(threading.get_native_id()).encode()); os.close(told)\n"
+                "    os.execv('/bin/true', ['true'])\n"
+                "for at in range(10):\n"
+                "    ready, told = os.pipe()\n"
+                "    child = os.fork()\n"
+                "    if child == 0:\n"
+                "        t = threading.Thread(target=work, args=(told,)); t.start(); t.join()\n"
+                "    os.close(told); _.append(int(os.read(ready, 20))); os.close(ready); os.waitpid(child, 0)"
+            )
+        )
+        assert len(ids) == 10
+        recorder.until(lambda: not recorder.threads() & ids, "no trace of threads that executed something")

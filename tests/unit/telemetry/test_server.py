@@ -107,19 +107,54 @@ def test_a_source_that_fails_makes_a_scrape_fail_and_not_the_server() -> None:
         assert get(f"{url}/healthz")[0] == 503
 
 
-def test_clients_beyond_the_bound_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beyond_the_bound_the_oldest_connection_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "_MOST_AT_ONCE", 2)
     with served(Telemetry()) as url:
         host, port = url.removeprefix("http://").split(":")
-        silent = [socket.create_connection((host, int(port))) for _ in range(3)]
+        silent = [socket.create_connection((host, int(port)), 10) for _ in range(3)]
         try:
-            assert silent[2].recv(1) == b""
-            for client in silent[:2]:
+            assert silent[0].recv(1) == b""
+            for client in silent[1:]:
                 client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
                 assert client.recv(12) == b"HTTP/1.0 200"
         finally:
             for client in silent:
                 client.close()
+
+
+def test_whoever_holds_all_places_keeps_nobody_out() -> None:
+    with served(Telemetry()) as url:
+        host, port = url.removeprefix("http://").split(":")
+        held = [socket.create_connection((host, int(port)), 10) for _ in range(20)]
+        try:
+            for client in held[-8:]:
+                client.sendall(b"GET /metrics HTTP/1.0\r\nX: ")
+            for _ in range(20):
+                assert get(f"{url}/metrics")[0] == 200
+        finally:
+            for client in held:
+                client.close()
+
+
+def test_a_request_has_a_deadline_however_steadily_it_drips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "_REQUEST_S", 0.5)
+    with served(Telemetry()) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), 0.05) as client:
+            client.sendall(b"GET /metrics HTTP/1.0\r\nX: ")
+            for _ in range(600):
+                try:
+                    client.sendall(b"a")
+                    ended = client.recv(1) == b""
+                except TimeoutError:
+                    continue
+                except OSError:
+                    ended = True
+                assert ended
+                break
+            else:
+                pytest.fail("it may drip for ever")
+        assert get(f"{url}/metrics")[0] == 200
 
 
 def test_ipv6_and_all_addresses_can_be_listened_on() -> None:

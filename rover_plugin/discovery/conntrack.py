@@ -11,7 +11,7 @@ import socket
 import struct
 from typing import Final, NamedTuple
 
-from rover_plugin.discovery.network_namespaces import ask, attribute, attributes, netlink_socket
+from rover_plugin.discovery.network_namespaces import ask_one, attribute, attributes, netlink_socket
 
 _NETLINK_NETFILTER: Final = 12  # include/uapi/linux/netlink.h
 # include/uapi/linux/netfilter/nfnetlink_conntrack.h
@@ -26,8 +26,8 @@ _NUMBER, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3  # CTA_PROTO_NUM, _SRC_PORT, 
 _ENTRIES: Final = 1  # CTA_STATS_GLOBAL_ENTRIES
 _NESTED: Final = 0x8000
 _FAMILY: Final = struct.Struct("=BBH")  # nfgenmsg
+_ADDRESS_SIZES: Final = frozenset((4, 16))
 _PORT: Final = struct.Struct(">H")
-_COUNT: Final = struct.Struct(">I")
 
 
 class Tuple(NamedTuple):
@@ -47,9 +47,9 @@ def open_table(namespace: str) -> socket.socket | None:
     """
     table = netlink_socket(namespace, _NETLINK_NETFILTER)
     try:
-        (answer,) = ask(table, _GET_STATS, _FAMILY.pack(socket.AF_UNSPEC, 0, 0))
+        answer = ask_one(table, _GET_STATS, _FAMILY.pack(socket.AF_UNSPEC, 0, 0))
         entries = attributes(answer[_FAMILY.size :]).get(_ENTRIES)
-        if entries is not None and not _COUNT.unpack(entries)[0]:
+        if entries is not None and not int.from_bytes(entries):
             table.close()
             return None
     except BaseException:
@@ -87,7 +87,7 @@ def seen_to_real(table: socket.socket, server: Tuple) -> Tuple | None:
 def _look_up(table: socket.socket, direction: int, packets: Tuple) -> tuple[Tuple, Tuple] | None:
     family = socket.AF_INET if len(packets.source) == 4 else socket.AF_INET6
     try:
-        (answer,) = ask(table, _GET, _FAMILY.pack(family, 0, 0) + _pack(direction, packets))
+        answer = ask_one(table, _GET, _FAMILY.pack(family, 0, 0) + _pack(direction, packets))
     except OSError as error:
         if error.errno == errno.ENOENT:
             return None
@@ -120,4 +120,6 @@ def _unpack(content: bytes | None) -> Tuple | None:
     ports = protocol.get(_SOURCE_PORT), protocol.get(_DESTINATION_PORT)
     if source is None or destination is None or ports[0] is None or ports[1] is None:
         return None
-    return Tuple(source, _PORT.unpack(ports[0])[0], destination, _PORT.unpack(ports[1])[0])
+    if len(source) not in _ADDRESS_SIZES or len(destination) != len(source):
+        return None
+    return Tuple(source, int.from_bytes(ports[0]), destination, int.from_bytes(ports[1]))

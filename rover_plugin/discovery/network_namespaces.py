@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 import struct
@@ -142,13 +143,26 @@ def ask(netlink: socket.socket, kind: int, request: bytes, *, dump: bool = False
             body = at + _HEADER.size
             if kind == _NLMSG_DONE:
                 return
+            if size < _HEADER.size or (kind == _NLMSG_ERROR and body + _ERROR.size > len(answer)):
+                raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
             if kind == _NLMSG_ERROR:
                 (code,) = _ERROR.unpack_from(answer, body)
-                raise OSError(-code, os.strerror(-code))
+                raise OSError(abs(code), os.strerror(abs(code)))
             yield answer[body : at + size]
             if not dump:
                 return
             at += (size + 3) & ~3
+
+
+def ask_one(netlink: socket.socket, kind: int, request: bytes) -> bytes:
+    """Sends a request that has one answer, and returns its content.
+
+    Raises:
+        OSError: as for `ask`; an answer without content is one, too.
+    """
+    for answer in ask(netlink, kind, request):
+        return answer
+    raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
 
 
 def neighbours(namespace: str, others: Mapping[int, str]) -> frozenset[int]:
@@ -176,7 +190,7 @@ def _identity(route: socket.socket, path: str) -> bytes | None:
         return None
     try:
         request = _NSID.pack(socket.AF_UNSPEC) + attribute(_NETNSA_FD, struct.pack("=I", descriptor))
-        (answer,) = ask(route, _RTM_GETNSID, request)
+        answer = ask_one(route, _RTM_GETNSID, request)
     finally:
         os.close(descriptor)
     return attributes(answer[_NSID.size :]).get(_NETNSA_NSID)

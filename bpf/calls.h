@@ -295,11 +295,11 @@ static __always_inline void fill_record(struct connection *connection, struct io
 	scratch->record.tid = io->tid;
 }
 
-static __always_inline void put_record(struct scratch *scratch, u64 captured)
+static __always_inline void put_record(struct scratch *scratch, struct connection *connection, u64 captured)
 {
 	OPAQUE(captured);
 	if (captured <= CAPTURE_LIMIT)
-		put(&scratch->record.header, sizeof(struct call_record) + captured, PROGRAM_CALL);
+		put(&scratch->record.header, connection, sizeof(struct call_record) + captured, PROGRAM_CALL);
 }
 
 static __always_inline void put_call(struct bpf_raw_tracepoint_args *ctx, struct connection *connection, struct io *io,
@@ -325,7 +325,7 @@ static __always_inline void put_call(struct bpf_raw_tracepoint_args *ctx, struct
 		connection->walks[io->direction & 1].state = WALK_NONE;
 	}
 #endif
-	put_record(scratch, captured);
+	put_record(scratch, connection, captured);
 }
 
 /* The connection of this I/O, made now if it is older than the agent or came from elsewhere; or 0. */
@@ -560,7 +560,7 @@ static __always_inline void put_message(struct bpf_raw_tracepoint_args *ctx, str
 	if (!io->unreadable && !connection->muted[io->direction & 1])
 		captured = copy_span(scratch, span, 0, span->size, 0);
 	fill_record(connection, io, span, scratch, captured);
-	put_record(scratch, captured);
+	put_record(scratch, connection, captured);
 }
 
 /*

@@ -155,7 +155,7 @@ static __always_inline void announce_asked(struct connection *connection, u64 sk
 		open->header.flags = OPEN_BEGINNINGS;
 		size = sizeof(event->met);
 	}
-	if (put(&open->header, size, program))
+	if (put(&open->header, connection, size, program))
 		clear(connection, CONNECTION_ANNOUNCED);
 	else if (connection->error)
 		set(connection, CONNECTION_CLOSED);
@@ -203,7 +203,7 @@ static __always_inline bool close_connection(struct connection *connection, u64 
 	close->smoothed_rtt_us = READ(tcp->srtt_us) >> 3;
 	close->bytes_received = READ(tcp->bytes_received);
 	close->bytes_acked = READ(tcp->bytes_acked);
-	if (put(&close->header, sizeof(*close), program))
+	if (put(&close->header, connection, sizeof(*close), program))
 		return false;
 	connections.delete(&sk);
 	return true;

@@ -84,6 +84,14 @@ struct walk {
 	u8 pad[4];
 };
 
+/* How much somebody has in his ring, at most: what he put since a position that the reader has not passed yet. */
+struct share {
+	u64 began;  /* position of the ring from which `now` counts: all of `before` was put before it */
+	u64 last;   /* behind what was put last */
+	u32 before; /* bytes */
+	u32 now;    /* bytes */
+};
+
 struct connection {
 	u64 id;
 	u64 flags;    /* CONNECTION_*; 64 bits because clang 14 has no narrower atomics for BPF */
@@ -102,6 +110,7 @@ struct connection {
 	u8 held[2]; /* by direction: user space does not agree with the walk: none until it says where it is */
 	u8 policy[2]; /* by direction: number of the one taken last */
 	struct walk walks[2]; /* by direction */
+	struct share share;   /* of its ring, as far as counted: bpf/share.h. Two CPUs may count at once: it is near enough */
 };
 
 #define CONNECTION_ANNOUNCED 1 /* its open record is in the ring, or about to be; retried at the next call while not */
@@ -168,6 +177,13 @@ struct lane {
  */
 BPF_ARRAY(lanes, struct lane, CPUS *PROGRAMS *SHARDS);
 
+/*
+ * shares: process id << 32 | shard -> what it has in that ring. Made and read only while a ring is more than a quarter
+ * full (bpf/share.h); evicted least recently used, bound MAX_SHARES: losing one only means counting anew.
+ */
+#define MAX_SHARES 4096
+BPF_TABLE("lru_hash", u64, struct share, shares, MAX_SHARES);
+
 /* provisional_lanes: as `lanes`, of the records of processes that nobody has chosen yet. */
 BPF_ARRAY(provisional_lanes, struct lane, CPUS *PROGRAMS *SHARDS);
 
@@ -182,7 +198,8 @@ enum statistic {
 	STAT_FAULT = 7,            /* bytes of a call that could not be copied */
 	STAT_PROVISIONAL = 8,      /* put into a provisional ring */
 	STAT_PROVISIONAL_FULL = 9, /* refused by a full provisional ring: lost, if its process is chosen after all */
-	STATISTICS = 10,
+	STAT_SHARE = 10,           /* refused a ring that has room, because its connection or process has its share: lost */
+	STATISTICS = 11,
 };
 
 /* statistics: enum statistic -> count, per CPU. */

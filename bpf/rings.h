@@ -53,6 +53,8 @@ BPF_RINGBUF_OUTPUT(provisional_6, PROVISIONAL_PAGES);
 BPF_RINGBUF_OUTPUT(provisional_7, PROVISIONAL_PAGES);
 #endif
 
+#include "share.h"
+
 /* Counts a record in its lane, numbers it, and says whether the reader is to be woken. */
 static __always_inline u64 number(struct lane *lane, struct record_header *record, u64 size, u32 wakeup_bytes)
 {
@@ -111,13 +113,14 @@ static __always_inline int put_provisional(struct record_header *record, u64 siz
 }
 
 /*
- * Numbers the record and puts it into its shard's ring. Returns 0, or a negative errno if the ring is full.
+ * Numbers the record and puts it into its shard's ring. Returns 0, or a negative number if the ring is full, or has no
+ * room for this connection, which is 0 where nobody knows it any more.
  *
  * No wake-up per record: the reader polls every few milliseconds, and an irq_work and a scheduler wake-up would cost the
  * watched process more than the record itself. Only every WAKEUP_BYTES of one lane wake the reader at once.
  * The rings are spelt out because bcc rewrites map calls only outside macros.
  */
-static __always_inline int put(struct record_header *record, u64 size, u32 program)
+static __always_inline int put(struct record_header *record, struct connection *connection, u64 size, u32 program)
 {
 	u32 lane_number = bpf_get_smp_processor_id() * PROGRAMS + program;
 	u32 shard = record->connection % SHARDS;
@@ -133,6 +136,10 @@ static __always_inline int put(struct record_header *record, u64 size, u32 progr
 		return -1;
 	record->lane = lane_number;
 	flags = number(lane, record, size, WAKEUP_BYTES);
+	if (!has_room(record, connection, size, shard)) {
+		count(STAT_SHARE);
+		return -1;
+	}
 	if (shard == 0)
 		result = ring_0.ringbuf_output(record, size, flags);
 #if SHARDS > 1

@@ -157,7 +157,9 @@ static __always_inline void finish(struct bpf_raw_tracepoint_args *ctx, struct s
 
 	if (walker->failed || walker->rest)
 		walker->walk.state = WALK_NONE;
-	if (connection && connection->id == record->header.connection) {
+	if (connection && connection->id != record->header.connection)
+		connection = 0;
+	if (connection) {
 		walker->walk.position = record->position + record->size;
 		connection->walks[record->header.direction & 1] = walker->walk;
 	}
@@ -165,7 +167,7 @@ static __always_inline void finish(struct bpf_raw_tracepoint_args *ctx, struct s
 	record->captured = captured;
 	OPAQUE(captured);
 	if (captured <= CAPTURE_LIMIT + sizeof(struct call_chunks))
-		put(&record->header, sizeof(*record) + captured, PROGRAM_CALL);
+		put(&record->header, connection, sizeof(*record) + captured, PROGRAM_CALL);
 	if (record->header.call == CALL_SENDMMSG || record->header.call == CALL_RECVMMSG)
 		tail_programs.call(ctx, TAIL_MESSAGES);
 }

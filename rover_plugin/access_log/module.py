@@ -125,6 +125,7 @@ class AccessLogModule:
             self._translations.ask,
             refuse=partial(refuse, capture),
         )
+        self._hub.ledger.refused = lambda: capture.statistics()[Statistic.SHARE]
         self._hub.start()
         capture.start()
         address = feed_address(settings)

@@ -49,6 +49,7 @@ class Statistic(IntEnum):
     FAULT = 7
     PROVISIONAL = 8
     PROVISIONAL_FULL = 9
+    SHARE = 10
 
 
 # Those that follow framing, and `enum tail` of bpf/maps.h.
@@ -184,6 +185,7 @@ class Capture:
             {
                 "SHARDS": options.shards,
                 "RING_PAGES": pages,
+                "RING_BYTES": pages * page,
                 "WAKEUP_BYTES": pages * page // 8,
                 "PROVISIONAL_PAGES": provisional_pages,
                 "PROVISIONAL_WAKEUP_BYTES": provisional_pages * page // 8,

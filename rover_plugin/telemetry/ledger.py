@@ -16,13 +16,14 @@ checked in the thread that takes both. What other workers have handed over since
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from rover_plugin.access_log.outputs.base import Output
     from rover_plugin.telemetry.counters import Counters
@@ -115,6 +116,8 @@ class Ledger:
         outputs: each takes the fragments of one encoding.
 
     Attributes:
+        refused: asks how many records the kernel side has kept out of rings that had room (bpf/share.h); to be set by
+            who has one.
         reports: the latest report of each worker.
         reported_at: when it came, by `time.monotonic`.
         balances: as of the last check; replaced as a whole, so that other threads may read it.
@@ -126,7 +129,9 @@ class Ledger:
         self._outputs = outputs
         self._received: dict[int, list[list[int]]] = {}
         self._at_report: dict[int, list[list[int]]] = {}
+        self.refused: Callable[[], int] = lambda: 0
         self._late_losses = 0
+        self._ring_lost: Counter[str] = Counter()
         self._logged_at = self._losses_said_at = float("-inf")
         self._losses_said: dict[str, int] = {}
         self.reports: dict[int, dict[str, Any]] = {}
@@ -182,8 +187,17 @@ class Ledger:
                 self._late_losses += (made - read - report["lost_ring"]) & _COUNTER_MASK
 
     def lost_ring(self) -> int:
-        """Records that found no room in a ring."""
+        """Records that found no room in a ring, or were kept out of one."""
         return self._late_losses + sum(int(report["lost_ring"]) for report in self.reports.values())
+
+    def _ring_losses(self) -> Losses:
+        """The same by reason. Neither ever becomes less; both are right once the rings have been read to their end."""
+        more = self.lost_ring() - self._ring_lost.total()
+        if more:
+            share = min(more, self.refused() - self._ring_lost["share"])
+            self._ring_lost["share"] += share
+            self._ring_lost["ring_full"] += more - share
+        return {("ring", reason): count for reason, count in self._ring_lost.items() if count}
 
     def imbalance(self) -> int:
         """All imbalances there are, without their signs; 0 unless there is a bug."""
@@ -216,8 +230,7 @@ class Ledger:
             balance.read = self.lost_ring() + sum(report["records"] for report in reports)
             balance.bookkeeping = sum(report["bookkeeping"] for report in reports)
             balance.open["worker"] = sum(report["held"] for report in reports)
-            if self.lost_ring():
-                balance.lost["ring", "ring_full"] = self.lost_ring()
+            balance.lost |= self._ring_losses()
             for report in reports:
                 for reason, count in report["unparsed"].items():
                     _add(balance.unparsed, reason, count)

@@ -116,7 +116,8 @@ def test_what_an_overflowing_ring_loses_is_counted_and_stays_where_it_happened(t
     assert totals["imbalance"] == 0
     assert total(values, "rover_ledger_imbalance") == total(values, "rover_ledger_worker_imbalance") == 0
     assert "ledger_out_of_balance" not in "".join(agent.text)
-    assert totals["lost_ring"] == totals["kernel_ring_full"] > LOUD * BURST
+    assert totals["lost_ring"] == totals.get("kernel_ring_full", 0) + totals["kernel_share"] > LOUD * BURST
+    assert totals["jsonl_kernel_lost_share"] == totals["kernel_share"]
     assert 0 < total(values, "rover_worker_lost_records_total") <= totals["lost_ring"]
     # Lost records leave gaps of a known size: each request and each response of the burst that is not logged.
     assert total(values, "rover_worker_gap_bytes_total") > LOUD * BURST * 100

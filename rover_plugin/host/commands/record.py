@@ -60,7 +60,7 @@ def command(file: Path, seconds: float | None, redact: bool, output: str, path: 
                 timer.cancel()
     counts = recorder.counts
     if counts:
-        missing = counts["kernel"]["ring_full"]
+        missing = counts["kernel"]["ring_full"] + counts["kernel"]["share"]
         say(f"{file}: {counts['records']} records, {counts['bytes']} bytes, {missing} lost for want of room")
 
 

@@ -87,6 +87,26 @@ def test_records_missing_in_the_ring_are_read_and_lost() -> None:
     assert (balance.read, balance.imbalance) == (7, 0)
 
 
+def test_records_kept_out_of_a_ring_with_room_are_told_apart_and_no_reason_ever_becomes_less() -> None:
+    subject = Pipeline()
+    (worker,) = subject.workers
+    kernel_side = [0]
+    subject.ledger.refused = lambda: kernel_side[0]
+    exchange(worker, 1)
+    seen = []
+    # The kernel side's count is ahead of what workers have noticed, by any number.
+    for missing, refused_by_now in ((3, 1), (2, 9), (4, 9), (0, 9), (5, 9)):
+        kernel_side[0] = refused_by_now
+        for _ in range(missing):
+            worker.kernel.lose(1, Direction.INGRESS, 100)
+        exchange(worker, 1, opened=True)
+        worker.report()
+        balance = subject.balance()
+        assert balance.imbalance == 0
+        seen.append((balance.lost.get(("ring", "share"), 0), balance.lost.get(("ring", "ring_full"), 0)))
+    assert seen == [(1, 2), (3, 2), (7, 2), (7, 2), (9, 5)]
+
+
 def test_records_lost_after_the_last_one_read_are_counted_at_the_end() -> None:
     subject = Pipeline()
     (worker,) = subject.workers

@@ -308,8 +308,12 @@ static __always_inline void append_line(struct scratch *scratch)
 
 	walker->line_size = 0;
 	OPAQUE(at);
+	if (walker->whole || at >= CAPTURE_LIMIT || size == 0)
+		return;
+	if (size > CAPTURE_LIMIT - at)
+		size = CAPTURE_LIMIT - at;
 	OPAQUE(size);
-	if (walker->whole || at >= CAPTURE_LIMIT || size == 0 || size > sizeof(walker->line))
+	if (size > sizeof(walker->line))
 		return;
 	bpf_probe_read_kernel(scratch->bytes + at, size, walker->line);
 	walker->captured = at + size;
@@ -465,7 +469,7 @@ int tail_chunks(struct bpf_raw_tracepoint_args *ctx)
 	struct walker *walker;
 	struct span span = {};
 	u32 flags = 0;
-	u64 at;
+	u64 at, want;
 
 	if (!scratch)
 		return 0;
@@ -486,8 +490,11 @@ out:
 		/* More lines than there are steps: user space goes on. */
 		span.base = walker->base;
 		span.segments = walker->segments;
-		walker->captured = copy_span(scratch, &span, scratch->record.size - walker->rest, walker->limit,
-					     walker->captured);
+		want = walker->captured < CAPTURE_LIMIT ? CAPTURE_LIMIT - walker->captured : 0;
+		if (want > walker->limit)
+			want = walker->limit;
+		walker->captured =
+			copy_span(scratch, &span, scratch->record.size - walker->rest, want, walker->captured);
 	}
 	at = walker->captured;
 	OPAQUE(at);

@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from rover_plugin.access_log.model import Side
+from rover_plugin.access_log.parts import unpack
+from rover_plugin.capture.records import HOW_CHUNKS
 from rover_plugin.capture.session import CaptureOptions
 from tests.support import talks
 from tests.support.actor import Actor
@@ -164,6 +166,35 @@ def test_chunks_in_calls_of_every_size(wide: Recorder, actor: Actor, chunk: int,
     )
     talk = talks.Talk([(Side.REQUEST, b"GET / HTTP/1.1\r\n\r\n"), (Side.RESPONSE, CHUNKED + chunks + b"0\r\n\r\n")])
     move(wide, actor, talk, [size], [means], [size + 1])
+
+
+@pytest.mark.parametrize("means", ["send", "writev"])
+def test_of_more_chunks_than_one_call_is_walked_for_as_many_bytes_as_the_limit_are_copied(
+    wide: Recorder, actor: Actor, means: str
+) -> None:
+    """The head in front counts towards the limit; the record is there."""
+    wide.listen_to(actor.pid)
+    talk = CHUNKED + b"a\r\n0123456789\r\n" * 8000 + b"0\r\n\r\n"
+    actor.do(
+        "server = socket.create_server(('127.0.0.1', 0)); s = socket.create_connection(server.getsockname());"
+        " peer, _ = server.accept(); server.close();"
+        " s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)"
+    )
+    ports = actor.do("_ = s.getsockname()[1], peer.getsockname()[1]")
+    actor.do(f"move(s, peer, {talk!r}, [{len(talk)}], [{means!r}], [301])")
+    actor.do("s.close(); peer.close()")
+    seen = wide.until_closed(*ports)
+    assert [call.size for call in seen.calls] == [len(talk)]
+    (call,) = seen.calls
+    data, unseen, parts = unpack(call.flags, call.size, call.offset, call.data)
+    assert call.flags == HOW_CHUNKS
+    assert (data, unseen) == (CHUNKED, 0)
+    walked, copied = parts
+    assert walked.unseen > 0
+    assert walked.content == walked.unseen // 15 * 10 + min(max(walked.unseen % 15 - 3, 0), 10)
+    at = len(CHUNKED) + walked.unseen
+    assert copied.data == talk[at : at + LIMIT - len(CHUNKED)]
+    assert copied.unseen == len(talk) - at - len(copied.data)
 
 
 @pytest.mark.parametrize("means", ["writev", "sendmmsg"])

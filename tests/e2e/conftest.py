@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.agent import needs_bpf
-from tests.support.servers import Nginx
+from tests.support.servers import Nginx, let_others_read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +28,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def nginx(tmp_path: Path) -> Iterator[Nginx]:
     # nginx's workers are not root: they must be able to reach what they serve.
     for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
+        let_others_read(folder)
     with Nginx(tmp_path / "nginx") as server:
         yield server

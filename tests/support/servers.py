@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def let_others_read(folder: Path) -> None:
+    """Lets users other than root enter a folder and read in it, and changes nothing else of its mode."""
+    folder.chmod(folder.stat().st_mode & 0o7777 | 0o055)
+
+
 def free_port(family: int = socket.AF_INET) -> int:
     """A port nobody listens on now."""
     with socket.socket(family) as probe:

@@ -57,6 +57,10 @@ class CaptureError(RoverError):
     """The kernel side cannot be built, loaded, attached or read."""
 
 
+class BuildError(CaptureError):
+    """The helper that compiles BPF programs ended, or was given up, before it had an answer."""
+
+
 class PrivilegeError(CaptureError):
     """This process lacks a capability that BPF needs."""
 

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import signal
 import socket
 import tempfile
+import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -20,7 +21,7 @@ from rover_plugin.capture.bpf import attach_raw_tracepoint
 from rover_plugin.capture.privileges import require_bpf, require_initial_pid_namespace
 from rover_plugin.capture.source import read_source
 from rover_plugin.data import data_path
-from rover_plugin.errors import CaptureError
+from rover_plugin.errors import BuildError, CaptureError
 from rover_plugin.host.children import python_command
 from rover_plugin.host.stop_signals import spawn
 
@@ -33,7 +34,29 @@ log = structlog.get_logger(__name__)
 _MAP = re.compile(r"^BPF_(?:(?:PERCPU_|PROG_)?ARRAY|HASH|RINGBUF_OUTPUT)\((\w+),", re.MULTILINE)
 _TABLE = re.compile(r"^BPF_TABLE\([^;]*?,\s*(\w+),\s*\w+\);", re.MULTILINE)
 _PROGRAM = re.compile(r"^int ((?:on|tail)_\w+)\(", re.MULTILINE)
-_BUILD_TIMEOUT_S = 120.0
+# What bcc's library writes of a map that the kernel does not make.
+_NO_ROOM = re.compile(r"could not open bpf map: (\w+), error: (Cannot allocate memory|Argument list too long)")
+_CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+_LOG_HINT = "report it with the log above"
+# Ends that are the memory's: the kernel's killer, and compilers that get none.
+_STARVED = frozenset({signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS})
+# ru_maxrss of the helper for access_log.c on 6.18 with clang 14.
+_MEMORY_MB = 170
+
+
+@dataclass(frozen=True, slots=True)
+class BuildPatience:
+    """How long a build may take, in seconds. It takes 7 s of CPU time, and minutes where cores are shared or slow.
+
+    Attributes:
+        idle: without using any CPU time.
+        total: for everything.
+        notice: after which the log says that it still runs, again and again.
+    """
+
+    idle: float = 120.0
+    total: float = 1800.0
+    notice: float = 60.0
 
 
 @dataclass(slots=True)
@@ -119,7 +142,11 @@ def _beyond(name: str, shards: int) -> bool:
     return kind in {"ring", "provisional"} and number.isdigit() and int(number) >= shards
 
 
-def _build(request: dict[str, object], cancellation: Cancellation) -> LoadedProgram:
+def _build(
+    request: dict[str, object],
+    cancellation: Cancellation,
+    patience: BuildPatience = BuildPatience(),
+) -> LoadedProgram:
     ours, theirs = socket.socketpair()
     # Files and not pipes: nobody reads the compiler's words while it speaks, nor waits until it has read its task.
     with ours, theirs, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as task:
@@ -134,10 +161,12 @@ def _build(request: dict[str, object], cancellation: Cancellation) -> LoadedProg
             process_group=0,
         )
         theirs.close()
-        ours.settimeout(_BUILD_TIMEOUT_S)
+        ours.settimeout(1.0)
         try:
             with cancellation.interrupting(lambda: _kill(process)):
-                received, descriptors = _receive(ours)
+                received, descriptors = _receive(ours, _Watch(process.pid, patience))
+            if not received:
+                process.wait()  # all that held the socket have closed it
         finally:
             _kill(process)
             process.wait()
@@ -147,12 +176,27 @@ def _build(request: dict[str, object], cancellation: Cancellation) -> LoadedProg
     if words and "maps" not in answer:
         log.error("bpf_build_log", text=words)
     if not received:
-        raise CaptureError("the BPF build process ended without an answer", hint="report it with the log above")
+        raise _ended(process.returncode)
+    if no_room := _NO_ROOM.search(words):
+        raise BuildError(
+            f"the kernel has no room for the BPF map {no_room[1]} ({no_room[2]})",
+            hint="lower access_log.connections.max or access_log.protocol_analyze.per_cpu_buffer, or free memory",
+        )
     if "error" in answer:
         raise CaptureError(answer["error"], hint=answer["hint"], cause=answer["cause"])
     maps = dict(zip(answer["maps"], descriptors, strict=False))
     programs = dict(zip(answer["programs"], descriptors[len(maps) :], strict=True))
     return LoadedProgram(maps, programs)
+
+
+def _ended(code: int) -> BuildError:
+    """What became of a helper that ended without an answer."""
+    if -code in _STARVED:
+        return BuildError(
+            f"the BPF build process was ended by {signal.Signals(-code).name}, most likely for want of memory",
+            hint=f"it needs {_MEMORY_MB} MB beside the agent, while it starts: raise the memory limit, or free memory",
+        )
+    return BuildError(f"the BPF build process ended without an answer (exit code {code})", hint=_LOG_HINT)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -161,14 +205,64 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _receive(channel: socket.socket) -> tuple[bytes, list[int]]:
-    """The answer's line and descriptors; no line if the helper ended without, or took too long."""
+def _receive(channel: socket.socket, watch: _Watch) -> tuple[bytes, list[int]]:
+    """The answer's line and descriptors; no line if the helper ended without.
+
+    Raises:
+        BuildError: it took too long.
+    """
     received, descriptors = b"", list[int]()
-    with contextlib.suppress(TimeoutError):
-        while True:
+    while True:
+        try:
             data, more, _, _ = socket.recv_fds(channel, 65536, 250)
-            descriptors += more
-            received += data
-            if not data:
-                break
-    return received.partition(b"\n")[0], descriptors
+        except TimeoutError:
+            watch.look()
+            continue
+        descriptors += more
+        received += data
+        if not data:
+            return received.partition(b"\n")[0], descriptors
+
+
+class _Watch:
+    """Tells a helper that is slow, as on a small or busy node, from one that has stopped working."""
+
+    def __init__(self, pid: int, patience: BuildPatience) -> None:
+        self._pid = pid
+        self._patience = patience
+        self._began = self._worked = self._noticed = time.monotonic()
+        self._cpu_ticks = 0
+
+    def look(self) -> None:
+        """Looks how far it is.
+
+        Raises:
+            BuildError: the patience is at its end.
+        """
+        now = time.monotonic()
+        ticks = _cpu_ticks(self._pid)
+        if ticks != self._cpu_ticks:
+            self._cpu_ticks, self._worked = ticks, now
+        used = f"{ticks / _CLOCK_TICKS:.0f} s of CPU time"
+        if now - self._worked > self._patience.idle:
+            raise BuildError(
+                f"the BPF build process has not worked for {self._patience.idle:.0f} s (after {used})",
+                hint="something stopped it, or its disk does not answer: start the agent again",
+            )
+        if now - self._began > self._patience.total:
+            raise BuildError(
+                f"the BPF build took longer than {self._patience.total:.0f} s (and {used})",
+                hint="this node is too slow or its CPU limit too low: give the agent more CPU while it starts",
+            )
+        if now - self._noticed > self._patience.notice:
+            self._noticed = now
+            log.info("bpf_build_slow", seconds=round(now - self._began), cpu_seconds=round(ticks / _CLOCK_TICKS))
+
+
+def _cpu_ticks(pid: int) -> int:
+    """CPU time of a process and of the children that it has waited for (utime to cstime in /proc/pid/stat)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return 0
+    return sum(map(int, fields[11:15]))

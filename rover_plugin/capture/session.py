@@ -17,7 +17,7 @@ from rover_plugin.capture.loader import load
 from rover_plugin.capture.plan import ACCESS_LOG_PROBES, decide
 from rover_plugin.capture.records import MAX_SHARDS
 from rover_plugin.capture.syscalls import call_classes
-from rover_plugin.errors import CaptureError, PrivilegeError
+from rover_plugin.errors import BuildError, CaptureError, PrivilegeError
 
 if TYPE_CHECKING:
     from rover_plugin.cancellation import Cancellation
@@ -67,6 +67,8 @@ MAX_EXECUTABLES = 1024
 
 # Of a shard's ring, for processes that nobody has chosen yet; at least eight of the largest records.
 _PROVISIONAL_SHARE = 8
+# bcc counts bytes in an int.
+_MOST_RING_BYTES = 1 << 30
 _LEAST_PROVISIONAL_BYTES = 128 << 10
 
 
@@ -76,7 +78,8 @@ class CaptureOptions:
 
     Attributes:
         shards: ring buffers, one per worker process.
-        ring_bytes: of all rings together; each gets its part, rounded up to a power of two pages.
+        ring_bytes: of all rings together; each gets its part, rounded up to a power of two pages, of 1 GB
+            at most.
         capture_limit: bytes of one call that are copied at most.
         max_connections: connections held at a time.
         max_processes: processes watched at a time.
@@ -97,7 +100,7 @@ class CaptureOptions:
     def ring_pages(self) -> int:
         """Pages of one ring: a power of two."""
         page = os.sysconf("SC_PAGESIZE")
-        return _power_of_two(-(-self.ring_bytes // (self.shards * page)))
+        return min(_power_of_two(-(-self.ring_bytes // (self.shards * page))), _MOST_RING_BYTES // page)
 
     def provisional_pages(self) -> int:
         """Pages of the ring beside it for processes that nobody has chosen yet: a power of two."""
@@ -155,8 +158,8 @@ class Capture:
         while True:
             try:
                 return self._load(plain=plain, walk=walk)
-            except PrivilegeError:
-                raise
+            except (PrivilegeError, BuildError):
+                raise  # of no form of the programs
             except CaptureError as error:
                 # One that does not take what is quicker may take what every kernel takes; if not, that is the error.
                 if walk and (plain or error.message.endswith(_WALKS)):

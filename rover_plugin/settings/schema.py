@@ -35,7 +35,7 @@ class Key:
         unit: what a plain number counts, or empty.
         alias: another dotted name that is accepted, or empty.
         secret: whether the value must not be shown.
-        limits: the notes min, max, above, choices and pattern, as written.
+        limits: the notes min, max, above, choices, pattern and port, as written.
     """
 
     name: str

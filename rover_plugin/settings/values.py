@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Value = str | bool | int | float | tuple[str, ...]
 
 _TRUE = frozenset({"true", "t", "1", "yes", "on"})
+_MOST_PORT = 65535
 _FALSE = frozenset({"false", "f", "0", "no", "off"})
 
 
@@ -133,7 +134,16 @@ def _word(key: Key, word: str) -> str:
     if word and pattern and not re.search(pattern, word):
         message = f"{word!r} is not of the form {pattern}"
         raise ValueError(message)
+    _check_port(key, word)
     return word
+
+
+def _check_port(key: Key, word: str) -> None:
+    least = key.limits.get("port", "")
+    port = word.rpartition(":")[2]
+    if least and port.isdecimal() and not int(least) <= int(port) <= _MOST_PORT:
+        message = f"{word!r} has a port that is not {least}-{_MOST_PORT}"
+        raise ValueError(message)
 
 
 def _check_bounds(key: Key, value: float) -> None:

@@ -6,14 +6,20 @@ What is missing is really missing: in a mount namespace of its own, hidden behin
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.agent import ROOT
 from tests.support.servers import tool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 HOST = str(Path(sys.executable).parent / "rover-host")
 # Root without a capability may do what any user may, and reads this checkout wherever it lies.
@@ -83,9 +89,46 @@ def test_without_bpftool(tmp_path: Path) -> None:
     assert "bpftool" in line
 
 
-def test_with_more_shards_than_there_can_be(tmp_path: Path) -> None:
-    line = start(tmp_path, "access_log.protocol_analyze.parallels=9", code=2)
-    assert "access_log.protocol_analyze.parallels" in line
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("access_log.protocol_analyze.parallels", "9", "9 is more than 8"),
+        ("access_log.protocol_analyze.per_cpu_buffer", "100GB", "100GB is more than 64MB"),
+        ("access_log.connections.max", "2000000000", "2000000000 is more than 4194304"),
+        ("access_log.feed", "localhost:0", "has a port that is not 1-65535"),
+        ("core.backend.addr", "a:1,127.0.0.1:99999", "'127.0.0.1:99999' has a port that is not 1-65535"),
+        ("process_discovery.feed.tcp", "127.0.0.1:70000", "has a port that is not 1-65535"),
+        ("telemetry.listen", ":65536", "has a port that is not 0-65535"),
+    ],
+)
+def test_with_a_value_that_can_never_work(tmp_path: Path, key: str, value: str, said: str) -> None:
+    line = start(tmp_path, f"{key}={value}", code=2)
+    assert line.startswith(f"rover-host: --set: bad value for {key}: ")
+    assert said in line
+
+
+@pytest.fixture
+def memory_limit() -> Iterator[Path]:
+    """A memory cgroup (v1, or v2) with less than a start needs; its `cgroup.procs`."""
+    for root, limit in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
+        group = Path(root) / f"rover-test-{os.getpid()}"
+        with contextlib.suppress(OSError):
+            group.mkdir()
+        if (group / limit).exists():
+            (group / limit).write_text(str(150 << 20))
+            yield group / "cgroup.procs"
+            group.rmdir()
+            return
+        with contextlib.suppress(OSError):
+            group.rmdir()
+    pytest.skip("no memory cgroup can be made")
+
+
+def test_with_less_memory_than_the_build_needs(tmp_path: Path, memory_limit: Path) -> None:
+    """The compiler is the largest of all that starts, so it is what the kernel ends."""
+    line = start(tmp_path, before=("sh", "-c", f'echo $$ > {memory_limit}; exec "$@"', "sh"))
+    assert "want of memory" in line
+    assert "raise the memory limit" in line
 
 
 def test_with_an_output_file_that_cannot_be_written(tmp_path: Path) -> None:

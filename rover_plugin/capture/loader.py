@@ -180,7 +180,7 @@ def _build(
     if no_room := _NO_ROOM.search(words):
         raise BuildError(
             f"the kernel has no room for the BPF map {no_room[1]} ({no_room[2]})",
-            hint="lower access_log.connections.max or access_log.protocol_analyze.per_cpu_buffer, or free memory",
+            hint="raise the memory limit, or lower access_log.connections.max or access_log.protocol_analyze.per_cpu_buffer",
         )
     if "error" in answer:
         raise CaptureError(answer["error"], hint=answer["hint"], cause=answer["cause"])
@@ -194,7 +194,7 @@ def _ended(code: int) -> BuildError:
     if -code in _STARVED:
         return BuildError(
             f"the BPF build process was ended by {signal.Signals(-code).name}, most likely for want of memory",
-            hint=f"it needs {_MEMORY_MB} MB beside the agent, while it starts: raise the memory limit, or free memory",
+            hint=f"it needs {_MEMORY_MB} MB beside the agent, while it starts: raise the memory limit",
         )
     return BuildError(f"the BPF build process ended without an answer (exit code {code})", hint=_LOG_HINT)
 

@@ -115,7 +115,7 @@ def memory_limit() -> Iterator[Path]:
         with contextlib.suppress(OSError):
             group.mkdir()
         if (group / limit).exists():
-            (group / limit).write_text(str(150 << 20))
+            (group / limit).write_text(str(110 << 20))
             yield group / "cgroup.procs"
             group.rmdir()
             return

@@ -307,6 +307,9 @@ def main() -> None:
     parser.add_argument("--report", type=Path, help="JSON, written each second and at the end")
     parser.add_argument("--tally", type=Path, help="counters that survive SIGKILL and restarts")
     parser.add_argument("--keep", choices=["all", "checks", "counts"], default="checks")
+    parser.add_argument(
+        "--logs-per-second", type=float, default=0, help="what a stream takes, at 3 logs a message; 0: all"
+    )
     parser.add_argument("--tls-certificate", type=Path)
     parser.add_argument("--tls-key", type=Path)
     parser.add_argument("--tls-client-ca", type=Path)
@@ -326,6 +329,8 @@ def main() -> None:
         keep=options.keep,
         tally_path=options.tally,
     ) as oap:
+        if options.logs_per_second:
+            oap.faults.delay_s = 3 / options.logs_per_second
         print(f"listening {oap.port}", flush=True)
         while not ended.wait(1):
             write_report(options.report, oap)

@@ -23,7 +23,7 @@ class OapProcess:
 
     Args:
         folder: where report.json and tally.bin are kept.
-        arguments: more options of `python -m tests.support.oap`.
+        arguments: more options of `python -m tests.support.oap`; may be changed between two starts.
     """
 
     def __init__(self, folder: Path, *arguments: str) -> None:
@@ -31,7 +31,7 @@ class OapProcess:
         self.report_path = folder / "report.json"
         self.tally = Tally(self.tally_path)
         self.port = 0
-        self._arguments = arguments
+        self.arguments = arguments
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
@@ -54,7 +54,7 @@ class OapProcess:
     def start(self) -> None:
         """Returns once it listens: on a free port the first time, on the same one ever after."""
         files = ["--report", str(self.report_path), "--tally", str(self.tally_path)]
-        command = [sys.executable, "-m", "tests.support.oap", "--port", str(self.port), *files, *self._arguments]
+        command = [sys.executable, "-m", "tests.support.oap", "--port", str(self.port), *files, *self.arguments]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         assert self._process.stdout is not None
         line = self._process.stdout.readline()

@@ -203,7 +203,8 @@ class Caller:
         try:
             connection = self._dial(min(_CONNECT_S, max(0.1, left)))
         except CallError as error:
-            self._health.disconnected(self._transport, error.address, error.status, error.message, error.hint)
+            reason = error.message.removeprefix(f"{error.address}: ")
+            self._health.disconnected(self._transport, error.address, error.status, reason, error.hint)
             raise
         if not self._refused:  # a backend that takes connections and refuses calls is not back
             self._health.connected(self._transport, connection.address)

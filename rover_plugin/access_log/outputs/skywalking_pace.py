@@ -9,8 +9,10 @@ from typing import Final
 FIRST_MESSAGES: Final = 256
 # Beyond some thousand a call costs no less per message (docs/performance.md).
 MOST_MESSAGES: Final = 4000
-_FAST_S: Final = 2.0
-_SLOW_S: Final = 5.0
+# A backend that dies in the middle of a call leaves uncertain what it takes in 1-3 s; the pause between two calls, a
+# round trip, stays small beside that.
+_FAST_S: Final = 1.0
+_SLOW_S: Final = 3.0
 
 
 class Pace:

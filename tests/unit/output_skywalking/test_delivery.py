@@ -304,8 +304,8 @@ def test_slow_backend_loses_nothing_that_it_takes_and_little_that_it_does_not(
 ) -> None:
     # The times of the product, ten times faster: a backend that takes 750 logs a second for one that takes 75.
     monkeypatch.setattr(skywalking, "PATIENCE", Patience(quiet=2, total=12, body=1))
-    monkeypatch.setattr(skywalking_pace, "_SLOW_S", 0.5)
-    monkeypatch.setattr(skywalking_pace, "_FAST_S", 0.2)
+    monkeypatch.setattr(skywalking_pace, "_SLOW_S", 0.3)
+    monkeypatch.setattr(skywalking_pace, "_FAST_S", 0.1)
     with OapDouble(keep="counts", window=4096) as oap:
         oap.faults.delay_s = 3 / (10 * logs_a_second)
         oap.faults.may_read.clear()

@@ -177,16 +177,21 @@ def _build(
         log.error("bpf_build_log", text=words)
     if not received:
         raise _ended(process.returncode)
-    if no_room := _NO_ROOM.search(words):
-        raise BuildError(
-            f"the kernel has no room for the BPF map {no_room[1]} ({no_room[2]})",
-            hint="raise the memory limit, or lower access_log.connections.max or access_log.protocol_analyze.per_cpu_buffer",
-        )
     if "error" in answer:
-        raise CaptureError(answer["error"], hint=answer["hint"], cause=answer["cause"])
+        raise _refused(answer, words)
     maps = dict(zip(answer["maps"], descriptors, strict=False))
     programs = dict(zip(answer["programs"], descriptors[len(maps) :], strict=True))
     return LoadedProgram(maps, programs)
+
+
+def _refused(answer: dict[str, str], words: str) -> CaptureError:
+    """What a helper that answers with an error, and its library's words, say."""
+    if no_room := _NO_ROOM.search(words):
+        return BuildError(
+            f"the kernel has no room for the BPF map {no_room[1]} ({no_room[2]})",
+            hint="raise the memory limit, or lower access_log.connections.max or protocol_analyze.per_cpu_buffer",
+        )
+    return CaptureError(answer["error"], hint=answer["hint"], cause=answer["cause"])
 
 
 def _ended(code: int) -> BuildError:

@@ -662,7 +662,6 @@ int tail_head(struct bpf_raw_tracepoint_args *ctx)
 		tail_programs.call(ctx, TAIL_CHUNKS);
 		return 0;
 	}
-	walker->rest = 0;
 	if ((s64)content >= 0 && content >= after) {
 		walker->walk.left = content - after;
 		walker->walk.state = walker->walk.left ? WALK_CONTENT : WALK_NONE;
@@ -674,7 +673,16 @@ int tail_head(struct bpf_raw_tracepoint_args *ctx)
 		span.size = record->size;
 		walker->captured = copy_span(scratch, &span, record->offset + walker->captured,
 					     walker->limit - walker->captured, walker->captured);
+		/* The head is longer than what was copied; it is read anew, for its last line was not all there. */
+		if (state == HEAD_CUT && walker->turns && walker->turns--) {
+			walker->head_at = 0;
+			walker->fields = 0;
+			walker->length_at = 0;
+			walker->coding_at = 0;
+			tail_programs.call(ctx, TAIL_HEAD);
+		}
 	}
+	walker->rest = 0;
 	finish(ctx, scratch, 0);
 	return 0;
 }

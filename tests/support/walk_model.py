@@ -228,6 +228,9 @@ class WalkModel:
     def _head(self, way: Way, data: bytes, position: int, skip: int, captured: bytes, limit: int) -> Record:
         small = len(data) <= self.always_copy
         end = _head_end(captured)
+        if not end and not small:
+            captured = data[skip : skip + limit]
+            end = _head_end(captured)
         chunked, content = _framing(captured, end) if end else (False, -1)
         if end and captured[end : end + 4] == b"HTTP":
             chunked, content = False, -1

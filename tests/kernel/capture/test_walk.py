@@ -169,6 +169,27 @@ def test_chunks_in_calls_of_every_size(wide: Recorder, actor: Actor, chunk: int,
 
 
 @pytest.mark.parametrize("means", ["send", "writev"])
+@pytest.mark.parametrize("head", [4000, 4090, 4095, 4096, 4097, 4102, 5000, 20_000, 60_000])
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+def test_content_is_not_copied_behind_a_head_of_any_size(
+    wide: Recorder, actor: Actor, head: int, framing: str, means: str
+) -> None:
+    field, content = {
+        "length": (b"Content-Length: 100000\r\n\r\n", bytes(100_000)),
+        "chunks": (b"Transfer-Encoding: chunked\r\n\r\n", (b"c350\r\n%s\r\n" % bytes(50_000)) * 2 + b"0\r\n\r\n"),
+    }[framing]
+    start = b"HTTP/1.1 200 OK\r\n"
+    filler = head - len(start) - len(field)
+    lines = b"".join(b"X-%05d: %s\r\n" % (at, b"v" * 88) for at in range(0, filler - 120, 99))
+    start += lines + b"X: " + b"w" * (filler - len(lines) - 5) + b"\r\n" + field
+    assert len(start) == head
+    talk = talks.Talk([(Side.REQUEST, b"GET / HTTP/1.1\r\n\r\n"), (Side.RESPONSE, start + content)])
+    ports = move(wide, actor, talk, [250_000], [means], [len(start + content) + 1])
+    written = [call for call in wide.until_closed(*ports[::-1]).calls if call.size > 1000]
+    assert [len(call.data) < head + 64 for call in written] == [True]
+
+
+@pytest.mark.parametrize("means", ["send", "writev"])
 def test_of_more_chunks_than_one_call_is_walked_for_as_many_bytes_as_the_limit_are_copied(
     wide: Recorder, actor: Actor, means: str
 ) -> None:

@@ -219,10 +219,13 @@ class Caller:
         deadline = time.monotonic() + timeout_s
         while not protocol.ready and protocol.usable and time.monotonic() < min(deadline, self.not_after):
             connection.exchange(min(timeout_s, _POLL_S))
-        if protocol.ready:
+        if protocol.ready and protocol.usable:
             return connection
         connection.close()
         self._dialer.failed(dialed.address)
+        if protocol.ready:
+            end = protocol.end or CallEnd("UNAVAILABLE", "the backend is going away")
+            raise CallError(f"{dialed.address}: {end.detail}", status=end.status, address=dialed.address)
         end = protocol.end or CallEnd("UNAVAILABLE", "no HTTP/2 from the backend in time")
         secure = dialed.scheme == "https"
         raise CallError(

@@ -159,7 +159,7 @@ class ClientConnection:
     def open(self, method: str, timeout_s: float) -> None:
         """Begins a call; `method` is a path such as /package.Service/method. The former call must have ended.
 
-        A peer that allows no stream now ends the call as one it has not begun with.
+        A peer that allows no stream now, or none any more, ends the call as one it has not begun with.
         """
         self._http_status = 0
         self.end = None
@@ -167,6 +167,9 @@ class ClientConnection:
         self.progress = 0
         self.reply = bytearray()
         self.rest()
+        if not self.usable:
+            self.end = CallEnd("UNAVAILABLE", "the backend takes no call any more", untouched=True)
+            return
         timeout = ("grpc-timeout", f"{max(1, int(timeout_s * 1000))}m")
         try:
             self._stream = self._h2.get_next_available_stream_id()

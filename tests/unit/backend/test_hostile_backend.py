@@ -143,6 +143,23 @@ def test_floods_do_not_hold_a_call_beyond_its_time_nor_grow(flood: bytes) -> Non
         assert peak < 40 << 20
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        HELLO + frame(PING, 0, 0, b"12345678") * 3500,
+        HELLO + frame(GOAWAY, 0, 0, bytes(8)),
+        HELLO + frame(WINDOW, 0, 0, bytes(4)),
+    ],
+    ids=["flood", "goaway", "breach"],
+)
+def test_a_connection_that_is_spoilt_before_the_first_call_carries_none(words: bytes) -> None:
+    with backend(saying(words)) as address:
+        error = failing_call(address)
+    assert error.status == "UNAVAILABLE"
+    assert error.body_bytes_sent == 0
+    assert "in time" not in error.message
+
+
 def test_a_call_refused_by_every_goaway_grows_nothing() -> None:
     with backend(saying(ONCE["goaway"], hang_up=True)) as address, started_core(address) as core:
         caller = core.open_caller("reports")

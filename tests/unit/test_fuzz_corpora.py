@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replays what fuzzing of the backend's bytes, of a feed and of /proc has found worth keeping: never an exception."""
+"""Replays what fuzzing of bytes from outside has found worth keeping: never an exception."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fuzz import fuzz_backend, fuzz_feed, fuzz_proc
+from tests.fuzz import fuzz_backend, fuzz_conntrack, fuzz_feed, fuzz_proc, fuzz_recording
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +20,8 @@ TARGETS = {
     "backend": fuzz_backend.test_one_input,
     "feed": fuzz_feed.test_one_input,
     "proc": fuzz_proc.test_one_input,
+    "recording": fuzz_recording.test_one_input,
+    "conntrack": fuzz_conntrack.test_one_input,
 }
 KEPT = [path for name in TARGETS for path in sorted((FOLDER / name).iterdir())]
 

@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from rover_plugin.access_log.outputs.skywalking_pace import MOST_MESSAGES
-from tests.support.agent import ROOT, ROVER_HOST, Agent, only_with
+from tests.support.agent import ROOT, ROVER_HOST, Agent
 from tests.support.oap_process import OapProcess
 from tests.support.servers import Nginx, free_port, tool, wait_for_port
 
@@ -151,7 +151,9 @@ def test_what_is_logged_and_what_is_counted_lost_is_what_was_sent(tmp_path: Path
     print(f"ROVER_TEST_FAULTS_SEED={SEED}")
     requests = REQUESTS_PER_SECOND * SECONDS
     load_command = [tool("h2load"), "--h1", f"--rps={REQUESTS_PER_SECOND // 4}", "-c4", "-t1", f"-n{requests}"]
-    chosen = (only_with(nginx.port), "process_discovery.local.exclude=cmdline~=tests.support.oap")
+    # Only the server, which is there before the agent: the first records of a client that starts later wait in a ring
+    # that all else that starts on this machine can fill, and are counted there (provisional_full), not as exchanges.
+    chosen = (f"process_discovery.local.include=port={nginx.port}",)
     feed = FeedHost(tmp_path / "other.sock", *chosen)
     feed.start()
     reader = Reader()
@@ -198,10 +200,10 @@ def test_what_is_logged_and_what_is_counted_lost_is_what_was_sent(tmp_path: Path
         lines = (disk / "log.jsonl").read_bytes().splitlines(keepends=True)
         report = oap.stop()
     feed.stop()
-    sent = 2 * int(re.search(r"(\d+) succeeded", printed)[1])  # type: ignore[index]
+    sent = int(re.search(r"(\d+) succeeded", printed)[1])  # type: ignore[index]
     totals = agent.wait_for_event("access_log_totals")
     print(f"sent {sent}, faults {happened}, {totals}, {report}")
-    assert sent == 2 * requests
+    assert sent == requests
     assert totals["imbalance"] == totals["held"] == 0
     # A lost record may be an exchange's, or not; none is lost unless a ring ran over.
     unread = totals["lost_ring"]

@@ -29,7 +29,7 @@ _ITEM: Final = Struct("<BBHIIQ")
 _ITEM_SIZE: Final = _ITEM.size
 _MAX_PAYLOAD: Final = MAX_DATAGRAM - _ITEM_SIZE
 # Waiting for the main process at most, of whatever kind; beyond it nothing more is read from the ring.
-_CHOKE_BYTES: Final = 32 << 20
+_CHOKE_BYTES: Final = 16 << 20
 # A queue of small messages ends by their number, one of large messages by this.
 _MOST_WAITING_BYTES: Final = 32 << 20
 UNLIMITED: Final = 1 << 30  # a queue that nothing may be missing in
@@ -88,7 +88,8 @@ class LinkWriter:
 
     Args:
         channel: a non-blocking SOCK_SEQPACKET socket, or what behaves like one.
-        queue_size: log messages that may wait; further ones are dropped and counted in `lost`.
+        queue_size: log messages that may wait; further ones are dropped and counted in `lost`. Once half of them wait,
+            a connection may add no more than there is room for others.
 
     Attributes:
         lost: kernel and protocol logs dropped, by encoding index and reason.
@@ -103,13 +104,14 @@ class LinkWriter:
         self._waiting: deque[tuple[bytes, int]] = deque()
         self.waiting_messages = 0
         self._waiting_bytes = 0
+        self._parts_of: dict[int, float] = {}  # of the queue, by connection, since half of it has been taken
         self.lost: dict[tuple[int, str], list[int]] = {}
         self.broken = False
 
     @property
     def choked(self) -> bool:
-        """Whether so much waits that nothing more should be made."""
-        return self._waiting_bytes > _CHOKE_BYTES
+        """Whether so much waits that nothing more should be made: in the ring, who put most loses first."""
+        return self._waiting_bytes > _CHOKE_BYTES or self.waiting_messages * 2 > self._queue_size
 
     def connection(self, connection: Connection, role: int, *, tls: bool) -> None:
         """Describes a connection, or its change."""
@@ -133,11 +135,8 @@ class LinkWriter:
 
     def fragment(self, identity: int, encoding: int, kernel_logs: int, protocol_logs: int, payload: bytes) -> bool:
         """Hands on an encoder's fragment; False if it had to be dropped because the main process does not keep up."""
-        full = self.waiting_messages >= self._queue_size or (
-            self._waiting_bytes > _MOST_WAITING_BYTES and self._queue_size < UNLIMITED
-        )
-        if full or len(payload) > _MAX_PAYLOAD:
-            reason = "message_too_large" if len(payload) > _MAX_PAYLOAD else "queue_full"
+        reason = "message_too_large" if len(payload) > _MAX_PAYLOAD else self._refusal(identity, len(payload))
+        if reason:
             self.lose(encoding, reason, kernel_logs, protocol_logs)
             return False
         size = _ITEM_SIZE + len(payload)
@@ -147,6 +146,22 @@ class LinkWriter:
         self._size += size
         self._parts += (_ITEM.pack(FRAGMENT, encoding, kernel_logs, protocol_logs, len(payload), identity), payload)
         return True
+
+    def _refusal(self, identity: int, size: int) -> str:
+        """Why the queue does not take a message, or nothing; counts it for its connection where that matters."""
+        if not self._waiting or self._queue_size == UNLIMITED:
+            return ""
+        taken = max(
+            (self.waiting_messages + self._messages) / self._queue_size, self._waiting_bytes / _MOST_WAITING_BYTES
+        )
+        if taken >= 1:
+            return "queue_full"
+        if taken > 0.5:
+            part = self._parts_of.get(identity, 0) + max(1 / self._queue_size, size / _MOST_WAITING_BYTES)
+            if part > 1 - taken:
+                return "queue_share"
+            self._parts_of[identity] = part
+        return ""
 
     def lose(self, encoding: int, reason: str, kernel_logs: int, protocol_logs: int) -> None:
         """Counts logs that are not handed on."""
@@ -217,6 +232,8 @@ class LinkWriter:
         """Sends what is there, as far as the socket takes it."""
         self._cut()
         self._send()
+        if self._parts_of and not self.choked:
+            self._parts_of.clear()
 
     def drain(self, timeout_s: float) -> None:
         """Sends everything, waiting up to `timeout_s` seconds for the other side."""

@@ -83,6 +83,11 @@ class Outbox:
         """Will tell the main process to forget the connection."""
         self._found.append((connection, None))
 
+    @property
+    def found(self) -> int:
+        """How much was found since the last time."""
+        return len(self._found)
+
     def hand_over(self) -> None:
         """Encodes what was found since the last time, for every output, and puts it on the link."""
         found, self._found = self._found, []

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 # Records taken from the ring at a time, so that what was found travels on while a burst lasts.
 BATCH: Final = 2000
+# After so many it is looked whether they held more exchanges than a batch has records, and whether the main process
+# keeps up: the end of one connection may be that of ten thousand streams.
+SLICE: Final = 20
 _SEND_BUFFER: Final = 4 << 20
 # A ring that fills wakes its reader long before; batches of what has come meanwhile cost less than records one by one.
 _WAIT_S: Final = 0.05
@@ -105,6 +108,7 @@ class Worker:
             choked = link.choked
             handed_on = self._provisional.chosen
             taken = 0 if choked else self._read(now_ns, BATCH)
+            choked = choked or link.choked
             handed_on = taken + self._provisional.chosen - handed_on
             report_due = schedule.pass_time(now_ns)
             outbox.hand_over()
@@ -157,7 +161,17 @@ class Worker:
             provisional = self._provisional
             self._provisional_ring.read(lambda data, start, end: provisional.handle(data, start, end, now_ns))
         self._provisional.pass_time(now_ns)
-        return self._ring.read(self._handle, limit, until)
+        taken = 0
+        while taken < limit:
+            some = self._ring.read(self._handle, min(SLICE, limit - taken), until)
+            taken += some
+            if some < SLICE:
+                break
+            if self._outbox.found > BATCH:
+                self._outbox.hand_over()
+                if self._link.choked:
+                    break  # what is left is better left in the ring than dropped
+        return taken
 
     def _learn_decisions(self) -> None:
         while not self._finishing:

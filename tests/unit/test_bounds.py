@@ -185,7 +185,7 @@ class EndlessRing:
         return 0
 
     def read(self, handle: Callable[[memoryview, int, int], None], limit: int, until: int) -> int:
-        assert (limit, until) == (worker.BATCH, 0)
+        assert (limit, until) == (worker.SLICE, 0)
         if self.ended:
             return 0
         self.reads += 1
@@ -205,8 +205,32 @@ class EndlessRing:
         threading.Event().wait(min(timeout_s, 0.001))
 
 
+def test_a_connection_that_fills_the_queue_leaves_room_for_others() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.setblocking(False)  # noqa: FBT003 the socket module's own signature
+    subject = link.LinkWriter(theirs, 1000)
+    taken = {1: 0, 2: 0, 3: 0}
+    for _ in range(50):  # a socket takes some of them
+        for _ in range(1000):
+            taken[1] += subject.fragment(1, 0, 1, 1, b"x" * 1000)
+    assert subject.lost == {(0, "queue_share"): [50_000 - taken[1]] * 2}
+    assert 600 < subject.waiting_messages < 800
+    assert subject.choked
+    for _ in range(100):
+        taken[2] += subject.fragment(2, 0, 1, 1, b"y" * 1000)
+    assert taken[2] == 100
+    while subject._waiting:
+        ours.recv(1 << 16)
+        subject.flush()
+    assert not subject.choked
+    assert subject.fragment(1, 0, 1, 1, b"x" * 1000)
+    ours.close()
+    theirs.close()
+
+
 def test_a_worker_reads_nothing_more_while_the_main_process_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "_CHOKE_BYTES", 500_000)
+    monkeypatch.setattr(worker, "SLICE", 100)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ring = EndlessRing()
     options = WorkerOptions(0, ("json",), 1_000_000, 1000, 60.0, grpc_status_as_http=True)

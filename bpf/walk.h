@@ -164,10 +164,15 @@ static __always_inline void finish(struct bpf_raw_tracepoint_args *ctx, struct s
 		connection->walks[record->header.direction & 1] = walker->walk;
 	}
 	record->header.flags = (walker->whole ? 0 : flags) | (walker->walk.state ? HOW_WALKED : 0);
-	record->captured = captured;
 	OPAQUE(captured);
-	if (captured <= CAPTURE_LIMIT + sizeof(struct call_chunks))
-		put(&record->header, connection, sizeof(*record) + captured, PROGRAM_CALL);
+	if (captured > CAPTURE_LIMIT + sizeof(struct call_chunks)) {
+		/* No walk is to come here. If one does, the call is there all the same, with none of its bytes. */
+		count(STAT_FAULT);
+		record->header.flags = 0;
+		captured = 0;
+	}
+	record->captured = captured;
+	put(&record->header, connection, sizeof(*record) + captured, PROGRAM_CALL);
 	if (record->header.call == CALL_SENDMMSG || record->header.call == CALL_RECVMMSG)
 		tail_programs.call(ctx, TAIL_MESSAGES);
 }

@@ -19,7 +19,7 @@ _ANSWER_WAIT_NS: Final = 500_000_000
 _PLAIN_NS: Final = 30_000_000_000
 _MOST_PLAIN: Final = 4096
 
-# Network namespace, and what was dialled; a server's clients have a port each, which is not part of it.
+# Network namespace, and what was dialled.
 _Far = tuple[int, bytes, int]
 
 
@@ -59,7 +59,9 @@ class Questions:
     def answered(self, identity: int, facts: ConnectionFacts | None, answer: Translation, now_ns: int) -> None:
         """Takes the answer for a connection, whose facts are given if it is still known."""
         self._open.pop(identity, None)
-        if facts is None or answer.address:
+        # A router's address stands for the router, and for everybody whom it masquerades: of a server's clients nothing
+        # is remembered.
+        if facts is None or answer.address or facts.role == "server":
             return
         self._plain.pop(_far(facts), None)
         self._plain[_far(facts)] = now_ns + _PLAIN_NS
@@ -79,4 +81,4 @@ class Questions:
 
 
 def _far(facts: ConnectionFacts) -> _Far:
-    return facts.netns, facts.remote, 0 if facts.role == "server" else facts.remote_port
+    return facts.netns, facts.remote, facts.remote_port

@@ -39,11 +39,11 @@ def test_what_was_not_translated_is_not_asked_again_for_a_while() -> None:
     assert seen == [1, 3, 4]
 
 
-def test_a_server_s_clients_are_one_by_address() -> None:
+def test_each_client_of_a_server_is_asked_about_since_a_router_s_address_may_be_anybody_s() -> None:
     subject = Questions(lambda _: None)
     assert subject.ask(facts(1, port=5000, role="server"), 0)
     subject.answered(1, facts(1, port=5000, role="server"), Translation(1), 0)
-    assert not subject.ask(facts(2, port=5001, role="server"), 0)
+    assert subject.ask(facts(2, port=5001, role="server"), 0)
 
 
 def test_what_was_translated_is_asked_each_time() -> None:

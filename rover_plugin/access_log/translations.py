@@ -33,7 +33,11 @@ _TABLE: Final = Path("/proc/sys/net/netfilter/nf_conntrack_max")
 _MOST_QUESTIONS: Final = 1024
 _MOST_AT_ONCE: Final = 256
 _NAMESPACES_S: Final = 5.0
-_MISSING_S: Final = 1.0
+# For one that is not known they are read at once, as long as that takes no more than a twentieth of the time.
+_MISSING_S: Final = 0.05
+_SHARE: Final = 20
+# One stat(2) a namespace tells whether it is still the one that was read; an answer from another is none for 30 s.
+_CHECK_S: Final = 0.01
 # A packet's way: out of a container, of the one around it, through the host, and as far again.
 _MOST_HOPS: Final = 4
 
@@ -92,7 +96,8 @@ class _Way:
     def __init__(self) -> None:
         self._namespaces: dict[int, str] = {}
         self._neighbours: dict[int, frozenset[int]] = {}
-        self._read_at = float("-inf")
+        self._read_at = self._checked_at = float("-inf")
+        self._took_s = 0.0
         self._tables: dict[int, socket.socket | None] = {}
 
     def real_ends(self, asked: Sequence[ConnectionFacts]) -> list[Translation]:
@@ -108,11 +113,17 @@ class _Way:
 
     def _read_namespaces(self, wanted: set[int]) -> None:
         now = time.monotonic()
-        limit_s = _NAMESPACES_S if wanted <= self._namespaces.keys() else _MISSING_S
+        limit_s = _NAMESPACES_S
+        if not wanted <= self._namespaces.keys():
+            limit_s = max(_MISSING_S, _SHARE * self._took_s)
+        elif now - self._checked_at > _CHECK_S:
+            self._checked_at = now
+            limit_s = _NAMESPACES_S if all(map(_is_at, self._namespaces, self._namespaces.values())) else 0.0
         if now - self._read_at > limit_s:
-            self._read_at = now
             self._namespaces = network_namespaces()
             self._neighbours.clear()
+            self._read_at = self._checked_at = time.monotonic()
+            self._took_s = self._read_at - now
 
     def _real_end(self, facts: ConnectionFacts, stack: ExitStack) -> Translation:
         packets = Tuple(facts.local, facts.local_port, facts.remote, facts.remote_port)
@@ -163,6 +174,14 @@ class _Way:
             except OSError:
                 self._neighbours[inode] = frozenset()
         return self._neighbours[inode]
+
+
+def _is_at(inode: int, path: str) -> bool:
+    """Whether a path still leads to this namespace: the kernel gives the number of one that ended to the next."""
+    try:
+        return Path(path).stat().st_ino == inode
+    except OSError:
+        return False
 
 
 def _translated(

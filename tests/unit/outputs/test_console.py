@@ -125,7 +125,9 @@ def test_bytes_from_the_network_never_steer_a_terminal() -> None:
 
 
 @pytest.mark.parametrize(("status", "colour"), [(101, 36), (204, 32), (302, 36), (404, 33), (503, 31)])
-def test_a_terminal_shows_the_status_class_in_colour(status: int, colour: int) -> None:
+def test_a_terminal_shows_the_status_class_in_colour(status: int, colour: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
     (_, line), _ = shown(exchange(status=status), screen=Screen(terminal=True))
     assert f"\x1b[{colour}m   {status}\x1b[0m" in line
 

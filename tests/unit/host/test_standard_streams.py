@@ -85,7 +85,8 @@ class Host:
         return os.open(os.devnull, os.O_WRONLY)
 
     def await_start(self) -> None:
-        assert os.read(self._told, 100) == b"started\n"
+        said = os.read(self._told, 100)
+        assert said == b"started\n", self.process.wait(END_S)
 
     def readers_leave(self) -> None:
         for end in self._ends:

@@ -92,10 +92,12 @@ class DescriptorOutlet:
 
     def close(self) -> None:
         """See `Outlet.close`."""
+        # Once only: by then the number may be another file's.
+        descriptor, self.descriptor = self.descriptor, -1
         if self._socket is not None:
             self._socket.close()
-        else:
-            os.close(self.descriptor)
+        elif descriptor >= 0:
+            os.close(descriptor)
 
 
 class StreamOutlet:
